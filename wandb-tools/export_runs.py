@@ -549,7 +549,7 @@ class Project:
     name: str
     pace: Pace = field(default_factory=lambda: Pace())
     failed: dict[str, dict[str, str]] = field(default_factory=dict)  # run id -> id, name, error
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
     part_number: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -573,7 +573,7 @@ CREATED = FINGERPRINT.index("created_at")
 def fixed_fields(node: dict[str, Any]) -> dict[str, Any]:
     """The columns that need no config or summary, in the order of FINGERPRINT. Times are microseconds since 1970, UTC."""
     user = node["user"] or {}
-    return {
+    row = {
         "id": node["name"],
         "name": node["displayName"],
         "state": node["state"],
@@ -588,6 +588,7 @@ def fixed_fields(node: dict[str, Any]) -> dict[str, Any]:
         "commit": node["commit"],
         "history_rows": node["historyLineCount"],
     }
+    return {name: clean_text(value) for name, value in row.items()}
 
 
 def fingerprint(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -655,7 +656,7 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata(footer(project, kinds))
 
 
-def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], Iterator[tuple[Key, str, Any]]]:
+def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], list[tuple[Key, str, Any]]]:
     """A run's fixed columns and JSON columns, and its (key, kind, value) triples."""
     config, summary = unwrap_config(node["config"]), parse_json(node["summaryMetrics"])
     raw = node["summaryMetrics"] or "{}"
@@ -670,7 +671,7 @@ def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], Ite
     values = [config_values(config), number_values("metric", summary)]
     if system:
         values.append(system_values(parse_json(node["systemMetrics"])))
-    return row, itertools.chain(*values)
+    return row, list(itertools.chain(*values))
 
 
 def system_values(system: dict[str, Any]) -> Iterator[tuple[Key, str, float]]:
@@ -722,6 +723,17 @@ def footer(project: Project, kinds: dict[Key, Counter[str]]) -> dict[str, str]:
     return {"wandb_tools": json.dumps(about)}
 
 
+def read_footer(path: Path, project: Project, metadata: dict[bytes, bytes] | None, what: str) -> dict[str, Any]:
+    """What a file says of itself. Raises `Trouble` for one that is not ours, or another project's."""
+    about = json.loads((metadata or {}).get(b"wandb_tools", b"null"))
+    if not about or what not in about:
+        raise Trouble(f"{path} is no export of this tool. It is left alone; move it away, or use another -o")
+    if (about["entity"], about["project"]) != (project.entity, project.name):
+        owner = f"{about['entity']}/{about['project']}"
+        raise Trouble(f"{path} is that of {owner}, whose name spells the same file. Use another -o")
+    return about
+
+
 def now() -> str:
     """The time in UTC, as ISO text."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -745,13 +757,7 @@ class Source:
 
         self.path = path
         with pq.ParquetFile(path) as file:
-            about = json.loads((file.schema_arrow.metadata or {}).get(b"wandb_tools", b"null"))
-            if not about or "keys" not in about:
-                raise Trouble(f"{path} is no export of this tool")
-            if (about["entity"], about["project"]) != (project.entity, project.name):
-                raise Trouble(
-                    f"{path} belongs to {about['entity']}/{about['project']}, whose name spells the same file"
-                )
+            about = read_footer(path, project, file.schema_arrow.metadata, "keys")
             self.has_system: bool = about["system"]
             self.kinds: dict[Key, Counter[str]] = {tuple(key): Counter(kinds) for key, kinds, _ in about["keys"]}
             self.columns: dict[Key, str] = {tuple(key): column for key, _, column in about["keys"]}
@@ -928,9 +934,11 @@ class Pace:
 
     def missed(self, asked: int) -> None:
         """Halve after a page that did not arrive."""
-        if asked <= self.size:
+        if asked <= self.size:  # not once more for each page that was under way at the old size
             self.size = max(1, asked // 2)
-            self.good, self.patience = 0, min(32, self.patience * 2)
+            if self.good or self.patience == 1:  # a way down of several steps is one wall
+                self.patience = min(32, self.patience * 2)
+            self.good = 0
 
 
 class Missing(Trouble):
@@ -1421,13 +1429,7 @@ class PreviousHistory:
 
         self.path = path
         with pq.ParquetFile(path) as file:
-            about = json.loads((file.metadata.metadata or {}).get(b"wandb_tools", b"null"))
-            if not about or "schemas" not in about:
-                raise Trouble(f"{path} is no export of this tool")
-            if (about["entity"], about["project"]) != (project.entity, project.name):
-                raise Trouble(
-                    f"{path} belongs to {about['entity']}/{about['project']}, whose name spells the same file"
-                )
+            about = read_footer(path, project, file.metadata.metadata, "schemas")
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self.globs: list[str] = about["history_keys"]
         self.runs: dict[str, dict[str, Any]] = about["runs"]  # run id -> name, rows, mark, confirmed, schema
@@ -1603,36 +1605,42 @@ def export_project(project: Project) -> Outcome:
     """Export one project. Whatever goes wrong is in the outcome; files that were good before are so still."""
     started = time.monotonic()
     outcome = Outcome(project.title)
+    kept = False
     try:
         with locked(project):
-            export_runs(project, outcome)
-            if project.export.history and outcome.runs:
-                export_history(project, outcome)
-            outcome.failed = list(project.failed.values())
-            if outcome.runs:
-                write_metadata(project, outcome)
-            shutil.rmtree(project.parts, ignore_errors=True)
+            try:
+                export_runs(project, outcome)
+                if outcome.runs:
+                    write_metadata(project, outcome)
+                if outcome.runs and project.export.history:
+                    export_history(project, outcome)
+                    write_metadata(project, outcome)
+            finally:
+                outcome.failed = list(project.failed.values())
+                kept = any(project.parts.rglob("*.parquet"))
+                if not kept:
+                    shutil.rmtree(project.parts, ignore_errors=True)
     except (Trouble, OSError, ValueError) as error:  # ValueError: pyarrow's for a file that it cannot read
         outcome.error = str(error).rstrip(".")
-        outcome.failed = list(project.failed.values())
-        kept = any_part(project)
         outcome.refused = isinstance(error, Missing | Rejected) and not kept
         advice = " What was fetched is kept; run the command again to go on." if kept else ""
         if isinstance(error, Rejected):
             outcome.error = str(rejected(project.export.server.account)).rstrip(".")
         elif isinstance(error, Missing):
             with contextlib.suppress(Trouble):  # the near names are a courtesy
-                advice = nearest(project.name, list_projects(project.export.server, project.entity))
+                advice = near_projects(project)
         say(f"error: {project.title}: {outcome.error}.{advice}")
     outcome.seconds = time.monotonic() - started
     return outcome
 
 
-def any_part(project: Project) -> bool:
-    """Whether an interrupted export left pages; an empty folder is removed."""
-    if project.parts.is_dir() and not any(project.parts.rglob("*.parquet")):
-        shutil.rmtree(project.parts, ignore_errors=True)
-    return project.parts.is_dir()
+def near_projects(project: Project) -> str:
+    """What to do about a project that is not there: the nearest names of projects, or the entities that are seen."""
+    server = project.export.server
+    if names := list_projects(server, project.entity):
+        return nearest(project.name, names)
+    viewer = find_viewer(server)
+    return f" The key sees the entities {', '.join(dict.fromkeys([viewer['entity'], *viewer['teams']]))}."
 
 
 @contextlib.contextmanager
@@ -1659,17 +1667,18 @@ def locked(project: Project) -> Iterator[None]:
             return
 
 
+def readable(path: Path, opened: Callable[[], Any]) -> Any:
+    """The opened export before. Raises `Trouble` where it cannot be read: it is the user's, and left alone."""
+    try:
+        return opened()
+    except (ValueError, OSError, KeyError) as error:
+        raise Trouble(f"{path} cannot be read ({error}). It is left alone; move it away, or use another -o") from None
+
+
 def open_sources(project: Project) -> tuple[Source | None, list[Source]]:
     """The export before, if any, and the parts that an interrupted one left. Raises if the former is not ours."""
     target = project.path("runs.parquet")
-    previous = None
-    if target.exists():
-        try:
-            previous = Source(target, project)
-        except (ValueError, OSError) as error:
-            raise Trouble(
-                f"{target} cannot be read ({error}). It is left alone; move it away, or use another -o"
-            ) from None
+    previous = readable(target, lambda: Source(target, project)) if target.exists() else None
     project.parts.mkdir(parents=True, exist_ok=True)
     full = (
         project.parts / "full"
@@ -1678,7 +1687,12 @@ def open_sources(project: Project) -> tuple[Source | None, list[Source]]:
         shutil.rmtree(project.parts)
         project.parts.mkdir()
         full.touch()
-    parts = [Source(path, project) for path in sorted(project.parts.glob("*.parquet"))]
+    parts = []
+    for path in sorted(project.parts.glob("*.parquet")):
+        try:
+            parts.append(Source(path, project))
+        except (ValueError, OSError, KeyError):  # the machine went down while it was written: as if never fetched
+            path.unlink()
     last = max((int(part.path.stem) for part in parts), default=-1)
     project.part_number = itertools.count(last + 1)
     return previous, parts
@@ -1738,8 +1752,8 @@ def export_runs(project: Project, outcome: Outcome) -> None:
     if previous is None or previous.has_system != export.system or len(from_before) < max(len(before), len(winners)):
         merge(project, sources, winners, target)
     outcome.size = target.stat().st_size
-    for path in project.parts.glob("*.parquet"):
-        path.unlink()
+    for path in [*project.parts.glob("*.parquet"), project.parts / "full"]:
+        path.unlink(missing_ok=True)
     removed = f" Removed {len(gone)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
     export.progress.note(f"Saved {len(winners)} runs to {target}.{removed}")
 
@@ -1755,14 +1769,7 @@ def export_history(project: Project, outcome: Outcome) -> None:
     import pyarrow.parquet as pq
 
     target = project.path("history.parquet")
-    previous = None
-    if target.exists():
-        try:
-            previous = PreviousHistory(target, project)
-        except (ValueError, OSError) as error:
-            raise Trouble(
-                f"{target} cannot be read ({error}). It is left alone; move it away, or use another -o"
-            ) from None
+    previous = readable(target, lambda: PreviousHistory(target, project)) if target.exists() else None
     columns = ["id", "name", "state", "history_rows", "last_step", "heartbeat_at", "created_at", "tags"]
     table = pq.read_table(project.path("runs.parquet"), columns=columns)
     table = table.set_column(5, "heartbeat_at", as_integers(table["heartbeat_at"]))
@@ -1792,6 +1799,7 @@ def export_history(project: Project, outcome: Outcome) -> None:
         project.export.progress.note(f"Saved {outcome.history_rows} history rows to {target}.")
     else:
         outcome.history_rows = 0
+    shutil.rmtree(project.parts / "history", ignore_errors=True)
     unsure = [{"id": run, "name": names[run] or ""} for run, logged in fresh.items() if not logged.confirmed]
     if unsure:
         say(f"... {project.title}: history not confirmed by W&B's row count and last step: {named(unsure)}")
@@ -1813,8 +1821,9 @@ def write_metadata(project: Project, outcome: Outcome) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    source = Source(project.path("runs.parquet"), project)
-    states = pc.value_counts(pq.read_table(project.path("runs.parquet"), columns=["state"])["state"]).to_pylist()
+    table = pq.read_table(project.path("runs.parquet"), columns=["state"])
+    keys = read_footer(project.path("runs.parquet"), project, table.schema.metadata, "keys")["keys"]
+    states = pc.value_counts(table["state"]).to_pylist()
     history = project.path("history.parquet")
     logged = PreviousHistory(history, project) if history.exists() else None
     unsure = (
@@ -1822,7 +1831,8 @@ def write_metadata(project: Project, outcome: Outcome) -> None:
         if logged
         else []
     )
-    done = {name: getattr(outcome, name) for name in ("new", "updated", "unchanged", "removed", "failed")}
+    done = {name: getattr(outcome, name) for name in ("new", "updated", "unchanged", "removed")}
+    done["failed"] = list(project.failed.values())
     about = {
         "entity": project.entity,
         "project": project.name,
@@ -1835,7 +1845,7 @@ def write_metadata(project: Project, outcome: Outcome) -> None:
         "history_unconfirmed": unsure,
         "filters": project.export.filters_shown,
         "export": done,
-        "columns": {column: ".".join(key[1:]) for key, column in source.columns.items()},
+        "columns": {column: ".".join(key[1:]) for key, _, column in keys},
     }
     with written_beside(project, project.path("metadata.json")) as path:
         path.write_text(json.dumps(about, indent=1))
