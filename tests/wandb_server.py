@@ -162,6 +162,28 @@ type Sweep {
 }
 type SweepConnection { edges: [SweepEdge!]! pageInfo: PageInfo! }
 type SweepEdge { node: Sweep cursor: String! }
+
+type Mutation {
+  upsertBucket(input: UpsertBucketInput!): UpsertBucketPayload
+  createRunFiles(input: CreateRunFilesInput!): CreateRunFilesPayload
+  markRunFilesUploaded(input: MarkRunFilesUploadedInput!): SuccessPayload
+  updateRunState(input: UpdateRunStateInput!): SuccessPayload
+  deleteRun(input: DeleteRunInput!): DeleteRunPayload
+}
+input UpsertBucketInput {
+  id: String name: String modelName: String entityName: String groupName: String description: String displayName: String
+  notes: String config: JSONString commit: String host: String debug: Boolean jobProgram: String jobRepo: String
+  jobType: String state: String sweep: String tags: [String!] summaryMetrics: JSONString
+}
+type UpsertBucketPayload { bucket: Run inserted: Boolean }
+input CreateRunFilesInput { entityName: String! projectName: String! runName: String! files: [String!]! }
+type CreateRunFilesPayload { runID: ID! uploadHeaders: [String!]! files: [UploadFile!]! }
+type UploadFile { name: String! uploadUrl: String! }
+input MarkRunFilesUploadedInput { entityName: String! projectName: String! runName: String! files: [String!]! }
+input UpdateRunStateInput { id: ID! state: String! }
+type SuccessPayload { success: Boolean! }
+input DeleteRunInput { id: ID! deleteArtifacts: Boolean }
+type DeleteRunPayload { clientMutationId: String }
 """
 
 
@@ -1307,6 +1329,89 @@ def _files(run, info, names=None, first=None, after=None, pattern=None, upload=F
     return connection([{**item, "url": item["url"]} for item in chosen], first, after)
 
 
+@resolves("Mutation.upsertBucket")
+def _upsert_bucket(_, info, input):
+    """Make a run or change it; the SDK names it by entity, project and run id, `wandb.Api` by its storage id."""
+    request: Request = info.context
+    server = request.server
+    with server.lock:
+        run = server.by_storage_id(input["id"], request.user) if input.get("id") else None
+        inserted = False
+        if run is None:
+            entity, project = input.get("entityName") or request.user.entity, input.get("modelName") or "uncategorized"
+            if entity not in request.user.sees:
+                raise GraphQLError(f"permission denied: cannot write to entity {entity}")
+            run_id = input.get("name") or server.new_id()
+            place = server.add_project(entity, project, iso(time.time()))
+            inserted = run_id not in place.runs
+            if inserted:
+                adjective, noun = server.ids.choice(("bright", "quiet")), server.ids.choice(("graph", "filter", "walk"))
+                server.add_run(
+                    entity,
+                    project,
+                    name=run_id,
+                    display_name=f"{adjective}-{noun}-{len(place.runs) + 1}",
+                    created_at=iso(time.time()),
+                    state="running",
+                    user=request.user.username,
+                    history=[],
+                )
+            run = place.runs[run_id]
+            run.state = input.get("state") or "running"
+        for argument, attribute in UPSERTED.items():
+            if input.get(argument) is not None:
+                setattr(run, attribute, input[argument])
+        # Assumed: null leaves a text as it is.
+        server._set_texts(run, None, None, input.get("config"), input.get("summaryMetrics"))
+        run.heartbeat_at = iso(time.time())
+    return {"bucket": run, "inserted": inserted}
+
+
+UPSERTED = {
+    "displayName": "display_name",
+    "groupName": "group",
+    "jobType": "job_type",
+    "notes": "notes",
+    "tags": "tags",
+    "commit": "commit",
+    "host": "host",
+    "sweep": "sweep",
+    "state": "state",
+}
+
+
+@resolves("Mutation.createRunFiles")
+def _create_run_files(_, info, input):
+    run = info.context.server.visible_run(
+        info.context.user, input["entityName"], input["projectName"], input["runName"]
+    )
+    files = [{"name": name, "uploadUrl": info.context.server.file_url(run, name)} for name in input["files"]]
+    return {"runID": run.storage_id, "uploadHeaders": [], "files": files}
+
+
+@resolves("Mutation.markRunFilesUploaded")
+def _mark_run_files_uploaded(_, info, input):
+    return {"success": True}
+
+
+@resolves("Mutation.updateRunState")
+def _update_run_state(_, info, input):
+    run = info.context.server.by_storage_id(input["id"], info.context.user)
+    if run is None or input["state"] not in ("pending", "failed"):
+        raise GraphQLError(f"cannot set the state of {input['id']} to {input['state']}")
+    run.state = input["state"]
+    return {"success": True}
+
+
+@resolves("Mutation.deleteRun")
+def _delete_run(_, info, input):
+    run = info.context.server.by_storage_id(input["id"], info.context.user)
+    if run is None:
+        raise GraphQLError(f"run {input['id']} not found")
+    info.context.server.delete_run(run.entity, run.project.name, run.id)
+    return {}
+
+
 def build() -> Any:
     """The schema with its resolvers. Raises KeyError when a resolver names a field that the schema lacks."""
     schema = build_schema(SCHEMA)
@@ -1556,6 +1661,40 @@ class WandbServer:
             place = self.projects[entity, project]
             run = place.runs.pop(run_id)
             place.ordered = [other for other in place.ordered if other is not run]
+
+    def visible_run(self, user: User, entity: str, project: str, run_id: str) -> StoredRun:
+        """The run, if the user sees its entity. Raises GraphQLError."""
+        place = self.projects.get((entity, project)) if entity in user.sees else None
+        if place is None or run_id not in place.runs:
+            raise GraphQLError(f"run {entity}/{project}/{run_id} not found")
+        return place.runs[run_id]
+
+    def by_storage_id(self, storage_id: str, user: User) -> StoredRun | None:
+        """The run that GraphQL's `id` names, None when there is none that the user sees. Raises GraphQLError."""
+        try:
+            _, _, run_id, project, entity = base64.b64decode(storage_id).decode().split(":", 4)
+        except ValueError:
+            raise GraphQLError(f"invalid run id {storage_id!r}") from None
+        place = self.projects.get((entity, project)) if entity in user.sees else None
+        return place.runs.get(run_id) if place else None
+
+    def stream(self, run: StoredRun, sent: dict[str, Any]) -> None:
+        """Take what a running experiment streams: history rows at their line offset, the summary, the exit code."""
+        with self.lock:
+            files = sent.get("files") or {}
+            if rows := files.get("wandb-history.jsonl"):
+                run.history = run.history or History()
+                at = rows["offset"]
+                run.history.source[at : at + len(rows["content"])] = [json.loads(row) for row in rows["content"]]
+            if summary := files.get("wandb-summary.json"):
+                run.summary_wire = wire(plain_json(json.loads(summary["content"][-1])))
+            if events := files.get("wandb-events.jsonl"):
+                run.system_wire = wire(plain_json(json.loads(events["content"][-1])))
+            run.heartbeat_at = iso(time.time())
+            if sent.get("complete"):
+                run.state = "finished" if sent.get("exitcode") == 0 else "failed"
+            elif files:
+                run.state = "running"
 
     # --- runs by the ten thousand
 
@@ -1816,6 +1955,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.stored(owner, "parquet", address.path, parse_qs(address.query), parts[1:], body)
         elif parts[0] == "storage" and len(parts) == 5:
             self.stored(owner, "file", address.path, parse_qs(address.query), parts[1:], body)
+        elif parts[0] == "files" and parts[-1] == "file_stream" and len(parts) == 5:
+            self.file_stream(owner, parts[1:4], body)
         elif parts == ["_stats"]:
             self.reply(200, json.dumps(owner.stats.as_dict()).encode())
         elif parts == ["_stats", "reset"] and self.command == "POST":
@@ -1945,6 +2086,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(200, ready)
 
     # --- files
+
+    def file_stream(self, owner: WandbServer, parts: list[str], body: bytes) -> None:
+        """What a running experiment streams."""
+        if self.weathered(owner, "file_stream"):
+            return
+        owner.closing.wait(owner.weather.latency)
+        user = self.user(owner)
+        if user is None:
+            self.reject()
+            return
+        try:
+            run = owner.visible_run(user, *parts)
+        except GraphQLError as error:
+            self.fail(404, error.message)
+            return
+        owner.stream(run, json.loads(body))
+        self.reply(200, b'{"exitcode": null, "limits": {}}')
 
     def stored(
         self, owner: WandbServer, name: str, path: str, query: dict[str, list[str]], parts: list[str], body: bytes
