@@ -398,12 +398,13 @@ def column_name(key: str) -> str:
 
 # ---------------------------------------------------------------- a run's data, flattened
 
+DECODER = json.JSONDecoder(strict=False)  # control characters in strings occur
 NAMED_FLOATS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
 def parse_json(text: str | None) -> dict[str, Any]:
-    """A JSON object as W&B sends it; null is empty. Bare NaN and control characters in strings occur and are kept."""
-    value = json.loads(text, strict=False) if text else {}
+    """A JSON object as W&B sends it; null is empty. Bare NaN and Infinity occur and are kept."""
+    value = DECODER.decode(text) if text else {}
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {text[:50]!r}")
     return value
@@ -431,69 +432,87 @@ def unwrap_config(text: str | None) -> dict[str, Any]:
     return {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in parse_json(text).items()}
 
 
-def leaves(mapping: dict[str, Any], path: Key) -> Iterator[tuple[Key, Any]]:
-    """Every value of a nested dict that is no dict itself, with its path. Empty dicts have no leaves."""
+def flatten_config(config: dict[str, Any]) -> dict[Key, Any]:
+    """Every value of the config that is no dict, by its path; keys of W&B's own (`_wandb`) left out."""
+    flat: dict[Key, Any] = {}
+    _flatten({name: value for name, value in config.items() if name[:1] != "_"}, ("config",), flat)
+    return flat
+
+
+def flatten_numbers(prefix: str, values: dict[str, Any]) -> dict[Key, Any]:
+    """The same of a summary or of system metrics, media (dicts with `_type`) left out at any depth."""
+    flat: dict[Key, Any] = {}
+    _flatten({name: value for name, value in values.items() if name[:1] != "_"}, (prefix,), flat, media="_type")
+    return flat
+
+
+def _flatten(mapping: dict[str, Any], path: Key, flat: dict[Key, Any], media: str | None = None) -> None:
     for name, value in mapping.items():
-        if isinstance(value, dict):
-            yield from leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
+        if value.__class__ is not dict:
+            flat[(*path, name)] = value
+        elif media not in value:
+            _flatten(value, (*path, name), flat, media)
 
 
-def config_values(config: dict[str, Any]) -> Iterator[tuple[Key, str, Any]]:
-    """Key, kind (null, bool, int, float or text) and value of what gets a `config_` column. Lists become JSON text."""
-    for key, value in leaves({k: v for k, v in config.items() if k[:1] != "_"}, ("config",)):
-        if value is None or value is True or value is False:
-            yield key, "null" if value is None else "bool", value
-        elif isinstance(value, str):
-            yield key, "text", value
-        elif isinstance(value, float):
-            yield key, "float", value
-        elif isinstance(value, int):
-            if -(2**63) <= value < 2**63:
-                yield key, "int", value
-            elif abs(value) < 2**1023:
-                yield key, "float", value
-            else:  # no Float64 is near it: only its text is faithful
-                yield key, "text", str(value)
-        else:
-            yield key, "text", dump_json(value)
+def gather(flats: Sequence[dict[Key, Any]]) -> dict[Key, tuple[list[Any], Counter[str]]]:
+    """The values of each key, one per run (None where a run has none), and how many there are of each kind.
 
-
-def number_values(prefix: str, values: dict[str, Any]) -> Iterator[tuple[Key, str, float]]:
-    """Key, kind (always float) and value of every number of a summary or of system metrics.
-
-    Bools are 1 and 0, and W&B's spellings of NaN and the infinities are numbers. Media (dicts with `_type`), other
-    strings, lists, nulls and keys of W&B's own (`_step`, `_wandb`) have no column.
+    Kinds of a config value are null, bool, int, float and text; the values of other keys are all float, and keys
+    without any number are left out.
     """
-    for name, value in values.items():
-        if name[:1] == "_":
-            continue
-        nested = [((prefix, name), value)]
-        if isinstance(value, dict):
-            nested = [] if "_type" in value else _number_leaves(value, (prefix, name))
-        for key, leaf in nested:
-            if isinstance(leaf, str):
-                leaf = NAMED_FLOATS.get(leaf)
-            if isinstance(leaf, int | float):
-                try:
-                    yield key, "float", float(leaf)
-                except OverflowError:  # an integer beyond the largest Float64 rounds to infinity, as 1e999 does
-                    yield key, "float", float("inf") if leaf > 0 else float("-inf")
+    cells: dict[Key, list[Any]] = {}
+    nulls: Counter[Key] = Counter()
+    for row, flat in enumerate(flats):
+        for key, value in flat.items():
+            if (column := cells.get(key)) is None:
+                column = cells[key] = [None] * len(flats)
+            if value is None:
+                nulls[key] += 1
+            column[row] = value
+    columns: dict[Key, tuple[list[Any], Counter[str]]] = {}
+    for key, values in cells.items():
+        if key[0] == "config":
+            columns[key] = config_column(values)
+            columns[key][1].update(null=nulls[key])
+        elif (numbers := number_column(values))[1]["float"]:
+            columns[key] = numbers
+    return columns
 
 
-def _number_leaves(mapping: dict[str, Any], path: Key) -> Iterator[tuple[Key, Any]]:
-    """`leaves`, passing over media at any depth."""
-    for name, value in mapping.items():
-        if not isinstance(value, dict):
-            yield (*path, name), value
-        elif "_type" not in value:
-            yield from _number_leaves(value, (*path, name))
+def config_column(values: list[Any]) -> tuple[list[Any], Counter[str]]:
+    """The values of one config key, with lists as their JSON text, and the count of each kind."""
+    types = Counter(map(type, values))
+    kinds = Counter(bool=types[bool], int=types[int], float=types[float], text=types[str] + types[list])
+    if types[list]:
+        values = [dump_json(value) if type(value) is list else value for value in values]
+    if types[int]:
+        wide = [value for value in values if type(value) is int and not -(2**63) <= value < 2**63]
+        # An integer beyond 64 bits makes the column Float64; beyond what that holds, only its text is faithful.
+        huge = sum(abs(value) >= 2**1023 for value in wide)
+        kinds.update(int=-len(wide), float=len(wide) - huge, text=huge)
+    return values, kinds
 
 
-def column_type(kinds: Iterable[str]) -> str:
+def number_column(values: list[Any]) -> tuple[list[float | None], Counter[str]]:
+    """The values of one metric as numbers, None for what is none, and their count."""
+    if not {type(value) for value in values} <= {float, type(None)}:
+        values = [as_number(value) for value in values]
+    return values, Counter(float=len(values) - values.count(None))
+
+
+def as_number(value: Any) -> float | None:
+    """A number of a summary: bools are 1 and 0, W&B's spellings of NaN and the infinities are what they name."""
+    if isinstance(value, str):
+        return NAMED_FLOATS.get(value)
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # an integer beyond the largest Float64 rounds to infinity, as 1e999 does
+        return float("inf") if value > 0 else float("-inf")
+
+
+def column_type(counts: Counter[str]) -> str:
     """The type that keeps every value of these kinds: bool, int64, double or string. Nothing but nulls is string."""
-    kinds = set(kinds) - {"null"}
+    kinds = {kind for kind, count in counts.items() if count and kind != "null"}
     if kinds in ({"bool"}, {"int"}):
         return {"bool": "bool", "int": "int64"}[kinds.pop()]
     return "double" if kinds and kinds <= {"int", "float"} else "string"
@@ -629,35 +648,30 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
-    cells: dict[Key, list[Any]] = {}
-    kinds: dict[Key, Counter[str]] = {}
+    flats: list[dict[Key, Any]] = []
     base = f"{project.export.server.account.app_url}/{quote(project.entity)}/{quote(project.name)}/runs"
     for node in nodes:
         try:
-            row, values = flatten_run(node, project.export.system)
+            row, flat = flatten_run(node, project.export.system)
         except (ValueError, RecursionError) as error:
             note_failure(project, node, f"its config or summary cannot be read: {error}")
             continue
-        row |= {"entity": project.entity, "project": project.name, "url": f"{base}/{quote(row['id'])}"}
-        for key, kind, value in values:
-            if key not in cells:
-                cells[key] = [None] * len(nodes)
-                kinds[key] = Counter()
-            cells[key][len(rows)] = value
-            kinds[key][kind] += 1
-        rows.append(row)
+        rows.append(row | {"entity": project.entity, "project": project.name, "url": f"{base}/{quote(row['id'])}"})
+        flats.append(flat)
+    cells = gather(flats)
+    kinds = {key: counts for key, (_, counts) in cells.items()}
     columns: dict[str, pa.Array] = {}
     for name, kind in fixed_schema().items():
         if name == "*":
             for key, column in name_columns(cells).items():
-                columns[column] = to_array(cells[key][: len(rows)], column_type(kinds[key]))
+                columns[column] = to_array(cells[key][0], column_type(kinds[key]))
         else:
             columns[name] = to_array([row[name] for row in rows], kind)
     return pa.table(columns).replace_schema_metadata(footer(project, kinds))
 
 
-def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], list[tuple[Key, str, Any]]]:
-    """A run's fixed columns and JSON columns, and its (key, kind, value) triples."""
+def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], dict[Key, Any]]:
+    """A run's fixed columns and JSON columns, and its flattened values."""
     config, summary = unwrap_config(node["config"]), parse_json(node["summaryMetrics"])
     raw = node["summaryMetrics"] or "{}"
     own = summary.get("_wandb")
@@ -668,15 +682,11 @@ def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], lis
         "_config_json": dump_json(config),
         "_summary_json": raw if is_storable(raw) else json.dumps(summary),
     }
-    values = [config_values(config), number_values("metric", summary)]
-    if system:
-        values.append(system_values(parse_json(node["systemMetrics"])))
-    return row, list(itertools.chain(*values))
-
-
-def system_values(system: dict[str, Any]) -> Iterator[tuple[Key, str, float]]:
-    """`number_values` of the system metrics; W&B's `system.gpu.0.temp` becomes the column `system_gpu_0_temp`."""
-    return number_values("system", {name.removeprefix("system."): value for name, value in system.items()})
+    flat = flatten_config(config) | flatten_numbers("metric", summary)
+    if system:  # W&B spells them system.gpu.0.temp; the prefix stands once
+        values = {name.removeprefix("system."): value for name, value in parse_json(node["systemMetrics"]).items()}
+        flat |= flatten_numbers("system", values)
+    return row, flat
 
 
 def whole(value: Any) -> int | None:
@@ -718,7 +728,7 @@ def footer(project: Project, kinds: dict[Key, Counter[str]]) -> dict[str, str]:
         "project": project.name,
         "exported_at": now(),
         "system": project.export.system,
-        "keys": [[list(key), dict(kinds[key]), column] for key, column in name_columns(kinds).items()],
+        "keys": [[list(key), +kinds[key], column] for key, column in name_columns(kinds).items()],
     }
     return {"wandb_tools": json.dumps(about)}
 
@@ -760,6 +770,7 @@ class Source:
             about = read_footer(path, project, file.schema_arrow.metadata, "keys")
             self.has_system: bool = about["system"]
             self.kinds: dict[Key, Counter[str]] = {tuple(key): Counter(kinds) for key, kinds, _ in about["keys"]}
+            self.types = {key: column_type(kinds) for key, kinds in self.kinds.items()}
             self.columns: dict[Key, str] = {tuple(key): column for key, _, column in about["keys"]}
             light = file.read(columns=FINGERPRINT)
             groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
@@ -770,6 +781,10 @@ class Source:
             for row in zip(*lists, strict=True)
         ]
         self.cached: tuple[int, pa.Table] | None = None
+
+    def has_values(self, key: Key) -> bool:
+        """Whether a key has any value but null here."""
+        return key in self.kinds and self.kinds[key].total() > self.kinds[key]["null"]
 
     def group(self, number: int) -> pa.Table:
         """One row group, the last of which is kept: the merge reads each source from its start to its end."""
@@ -818,16 +833,18 @@ def count_kinds(source: Source, rows: Sequence[int], system: bool) -> dict[Key, 
     chosen = dropped if subtract else list(rows)
     for block in batched(chosen, BLOCK):
         table = source.take(block, ["_config_json", "_summary_json", *number_columns.values()])
-        for text in table["_config_json"].to_pylist():
-            for key, kind, _ in config_values(parse_json(text)):
-                counts.setdefault(key, Counter())[kind] += 1
-        for text in table["_summary_json"].to_pylist():
-            for key, kind, _ in number_values("metric", parse_json(text)):
-                counts.setdefault(key, Counter())[kind] += 1
+        flats = [
+            flatten_config(parse_json(config)) | flatten_numbers("metric", parse_json(summary))
+            for config, summary in zip(
+                table["_config_json"].to_pylist(), table["_summary_json"].to_pylist(), strict=True
+            )
+        ]
+        for key, (_, kinds) in gather(flats).items():
+            counts.setdefault(key, Counter()).update(kinds)
         for key, column in number_columns.items():
             counts.setdefault(key, Counter())["float"] += len(table) - table[column].null_count
     if not subtract:
-        return {key: count for key, count in counts.items() if count.total()}
+        return {key: kinds for key, kinds in counts.items() if kinds.total()}
     left = {key: kinds - counts.get(key, Counter()) for key, kinds in source.kinds.items()}
     return {key: kinds for key, kinds in left.items() if kinds}
 
@@ -881,21 +898,26 @@ def conform(
     """Rows of a source in the final schema; a column of another type is cast if that is exact, else read from JSON."""
     import pyarrow as pa
 
-    own = {key: column_type(kinds) for key, kinds in source.kinds.items() if set(kinds) != {"null"}}
-    again = {key for key in columns if key in own and own[key] != types[key] and (own[key], types[key]) != EXACT_CAST}
-    cells: dict[Key, list[Any]] = {key: [None] * len(table) for key in again}
-    for row, text in enumerate(table["_config_json"].to_pylist() if again else ()):
-        for key, _, value in config_values(parse_json(text)):
-            if key in again:
-                cells[key][row] = value
-    arrays = {name: table[name] for name in schema.names if name in table.column_names}
+    again = {
+        key
+        for key, own in source.types.items()
+        if key in types and own != types[key] and (own, types[key]) != EXACT_CAST and source.has_values(key)
+    }
+    flats: list[dict[Key, Any]] = []
+    for text in table["_config_json"].to_pylist() if again else ():
+        flat = flatten_config(parse_json(text))
+        flats.append({key: flat[key] for key in again & flat.keys()})
+    cells = gather(flats)
+    arrays = {name: table[name] for name in fixed_schema() if name != "*"}
     for key, column in columns.items():
-        if key in again:
-            arrays[column] = to_array(cells[key], types[key])
-        elif key in own:
-            arrays[column] = table[source.columns[key]].cast(schema.field(column).type, safe=False)
+        kind = schema.field(column).type
+        if key in cells:
+            arrays[column] = to_array(cells[key][0], types[key])
+        elif key in again or not source.has_values(key):
+            arrays[column] = pa.nulls(len(table), kind)
         else:
-            arrays[column] = pa.nulls(len(table), schema.field(column).type)
+            values = table[source.columns[key]]
+            arrays[column] = values if values.type == kind else values.cast(kind, safe=False)
     return pa.table([arrays[name] for name in schema.names], schema=schema)
 
 
