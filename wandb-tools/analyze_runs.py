@@ -29,8 +29,9 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -48,6 +49,19 @@ DEFAULT_METRICS = [split + measure for split in ("test/", "val/", "validation/",
 SCORE = re.compile(
     r"(?:^|_)(?:acc|accuracy|f1|auc|auroc|auprc|map|r2|precision|recall|iou|dice|bleu|psnr|ssim|reward|score)(?:_|\d|$)"
 )
+
+# Columns of whole numbers that tell runs apart and are no hyperparameters, if no two runs share a value.
+PER_RUN = re.compile(r"(?:^|_)(?:id|pid|port|job|jobid|timestamp|time|date|datetime|started|uuid|host|node)(?:_|$)")
+
+# W&B's own fields of a run; every other column without `config_` or `metric_` was parsed from names.
+RUN_COLUMNS = frozenset(
+    (
+        *("id", "name", "entity", "project", "state", "url", "created_at", "heartbeat_at", "tags", "user", "group"),
+        *("job_type", "sweep", "notes", "commit", "last_step", "runtime_seconds", "history_rows"),
+    )
+)
+
+GRID = 400  # points of a learning curve; more are binned
 
 # Columns of a top list beside the name and the metric, from left to right, as long as there is room.
 CONTEXT = ("arch", "dataset", "k", "lr", "wd", "seed", "project", "state")
@@ -209,13 +223,15 @@ class Runs:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a shown table: the frame's `value`, or `value ± std (n=n)` of three columns of the frame."""
+    """A column of a shown table: the frame's `value`, `value ± std (n=n)` or `[value, to]` of columns of the frame."""
 
     title: str
     value: str
     std: str | None = None
     n: str | None = None
+    to: str | None = None  # the upper end: `[value, to]`
     best: str | None = None  # "min" or "max": mark the best row
+    within: tuple[str, ...] = ()  # the best among the rows that are equal in these columns
     key: bool = False  # says which row this is: always shown
 
 
@@ -227,6 +243,7 @@ class Answer:
     frame: pl.DataFrame
     columns: list[Column]
     notes: list[str] = field(default_factory=list)  # results in words: printed below the table
+    rows: list[int] | None = None  # of a long frame, the rows that are printed
     draw: Callable[[], alt.TopLevelMixin] | None = None
 
 
@@ -269,7 +286,7 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def scan(path: Path) -> tuple[pl.LazyFrame, pl.Schema]:
+def scan(path: Path) -> pl.LazyFrame:
     """Scan one file of runs, with the columns parsed from names if aggregate_runs.py did not add them already."""
     import polars as pl
 
@@ -284,8 +301,7 @@ def scan(path: Path) -> tuple[pl.LazyFrame, pl.Schema]:
         raise Stop(f"{path} has no column `name`: it is no file of runs, as export_runs.py writes them.")
     if "_source_file" not in schema:
         frame = enrich(frame)
-        schema = frame.collect_schema()
-    return frame, schema
+    return frame
 
 
 def common_type(types: set[pl.DataType]) -> pl.DataType:
@@ -298,6 +314,22 @@ def common_type(types: set[pl.DataType]) -> pl.DataType:
     return pl.Float64() if all(t.is_numeric() for t in types) else pl.String()
 
 
+def align(frames: list[pl.LazyFrame]) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
+    """The frames as one, columns by name, each cast to the type that keeps every value; and its schema."""
+    import polars as pl
+
+    types: dict[str, set[pl.DataType]] = {}
+    schemas = [frame.collect_schema() for frame in frames]
+    for column, dtype in (item for schema in schemas for item in schema.items()):
+        types.setdefault(column, set()).add(dtype)
+    target = {column: common_type(found) for column, found in types.items()}
+    aligned = [
+        frame.with_columns(pl.col(c).cast(target[c]) for c, dtype in schema.items() if dtype != target[c])
+        for frame, schema in zip(frames, schemas, strict=True)
+    ]
+    return pl.concat(aligned, how="diagonal") if aligned[1:] else aligned[0], target
+
+
 def read(files: list[Path]) -> Runs:
     """Scan `files` as one frame: columns by name, types aligned, a run that stands in several files once.
 
@@ -307,19 +339,8 @@ def read(files: list[Path]) -> Runs:
 
     if files[1:]:
         files = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
-    scans = [scan(path) for path in files]
-    types: dict[str, set[pl.DataType]] = {}
-    for _, schema in scans:
-        for column, dtype in schema.items():
-            types.setdefault(column, set()).add(dtype)
-    target = {column: common_type(found) for column, found in types.items()}
-    aligned = [
-        frame.with_columns(pl.col(c).cast(target[c]) for c, dtype in schema.items() if dtype != target[c])
-        for frame, schema in scans
-    ]
-    frame = aligned[0]
-    if aligned[1:]:
-        frame = pl.concat(aligned, how="diagonal")
+    frame, target = align([scan(path) for path in files])
+    if files[1:]:
         identity = [c for c in ("entity", "project", "id") if c in target]
         if "id" in identity:
             total, distinct = frame.select(pl.len(), pl.struct(identity).n_unique().alias("n")).collect().row(0)
@@ -509,6 +530,11 @@ def short(column: str) -> str:
     return re.sub(r"^(?:config|metric)_|_parsed$", "", column)
 
 
+def names(columns: list[str]) -> str:
+    """Column names as a heading has them."""
+    return ", ".join(map(short, columns))
+
+
 # Top runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -525,23 +551,25 @@ def top(runs: Runs, metrics: list[str], n: int, descending: bool) -> Answer:
     extra = [c for c in ("id", "url") if c in runs.schema]
     points = take(runs, ["name", *metrics, *context, *extra])
     say_unusable(points, metrics[:1])
-    order = points.with_columns(finite(metrics[0])).filter(pl.col(metrics[0]).is_not_null())
-    order = order.sort(metrics[0], descending=descending, maintain_order=True).head(n).with_row_index("#", offset=1)
+    frame = points.with_columns(finite(metrics[0])).filter(pl.col(metrics[0]).is_not_null())
+    frame = frame.sort(metrics[0], descending=descending, maintain_order=True).head(n).with_row_index("#", offset=1)
     shown = [
         c
         for c in context
-        if order[c].null_count() < order.height and (c not in ("project", "state") or points[c].n_unique() > 1)
+        if frame[c].null_count() < frame.height and (c not in ("project", "state") or points[c].n_unique() > 1)
     ]
+    frame = frame.select("#", "name", *metrics, *shown, *extra)
     best = "max" if descending else "min"
     return Answer(
-        f"Top {order.height} of {points.height} runs by {metrics[0]} ({'highest' if descending else 'lowest'} first)",
-        order.select("#", "name", *metrics, *shown, *extra),
+        f"Top {frame.height} of {points.height} runs by {metrics[0]} ({'highest' if descending else 'lowest'} first)",
+        frame,
         [
             Column("#", "#", key=True),
             Column("name", "name", key=True),
             *(Column(short(m), m, best=best if i == 0 else None, key=i == 0) for i, m in enumerate(metrics)),
             *(Column(short(c), c) for c in shown),
         ],
+        draw=lambda: draw_top(frame, metrics[0]),
     )
 
 
@@ -567,7 +595,7 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: bool) -> An
     """One row per group, best mean of `metrics[0]` first: statistics of one metric, or several metrics side by side."""
     import polars as pl
 
-    points = take(runs, [*by, *metrics])
+    points = take(runs, [*by, *metrics, *(c for c in ("name", "url") if c in runs.schema)])
     say_unusable(points, metrics)
     best = "max" if descending else "min"
     keys = [Column(short(c), c, key=True) for c in by]
@@ -578,16 +606,17 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: bool) -> An
     frame = frame.sort(f"{prefixes[0]}mean", descending=descending, nulls_last=True, maintain_order=True)
     order = "highest" if descending else "lowest"
     if one:
-        names = ["n", "mean", "std", "min", "median", "max"]
-        columns = keys + [Column(n, n, best=best if n == "mean" else None, key=n == "mean") for n in names]
-        title = f"{metrics[0]} by {', '.join(map(short, by))} ({order} mean first)"
+        statistics = ["n", "mean", "std", "min", "median", "max"]
+        columns = keys + [Column(n, n, best=best if n == "mean" else None, key=n == "mean") for n in statistics]
+        title = f"{metrics[0]} by {names(by)} ({order} mean first)"
     else:
         columns = keys + [
-            Column(short(m), f"{p}mean", f"{p}std", f"{p}n", best if i == 0 else None, key=i == 0)
+            Column(short(m), f"{p}mean", std=f"{p}std", n=f"{p}n", best=best if i == 0 else None, key=i == 0)
             for i, (m, p) in enumerate(zip(metrics, prefixes, strict=True))
         ]
-        title = f"{len(metrics)} metrics by {', '.join(map(short, by))} ({order} mean of {metrics[0]} first)"
-    return Answer(title, frame, columns)
+        title = f"{len(metrics)} metrics by {names(by)} ({order} mean of {metrics[0]} first)"
+    order = frame.select(label(by)).to_series().to_list()
+    return Answer(title, frame, columns, draw=lambda: draw_groups(points, by, metrics, order))
 
 
 def label(columns: list[str]) -> pl.Expr:
@@ -597,26 +626,504 @@ def label(columns: list[str]) -> pl.Expr:
     return pl.concat_str([pl.col(c).cast(pl.String).fill_null("-") for c in columns], separator=" / ")
 
 
-def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending: bool) -> Answer:
-    """Mean, std and n of `metric` in each cell; one row per row group, three columns per column group."""
+def spread(groups: pl.DataFrame, rows: list[str], cols: list[str]) -> tuple[pl.DataFrame, list[str]]:
+    """From one row per (rows, cols) with `mean`, `std`, `n` to one row per `rows`, with three columns per `cols`.
+
+    Returns the frame, with columns `{label}_mean`, `{label}_std`, `{label}_n`, and the labels in the order of `cols`.
+    """
     import polars as pl
 
-    points = take(runs, [*rows, *cols, metric])
-    say_unusable(points, [metric])
-    cells = points.group_by(*rows, label(cols).alias("_column")).agg(summary(metric)[:3]).filter(pl.col("n") > 0)
-    names = sorted(cells["_column"].unique())
-    frame = cells.select(rows).unique().sort(rows, nulls_last=True)
-    for name in names:
-        cell = cells.filter(pl.col("_column") == name)
+    labels = groups.select(cols).unique().sort(cols, nulls_last=True).select(label(cols)).to_series().to_list()
+    frame = groups.select(rows).unique().sort(rows, nulls_last=True)
+    for name in labels:
+        cell = groups.filter(label(cols) == name)
         cell = cell.select(*rows, *(pl.col(s).alias(f"{name}_{s}") for s in ("mean", "std", "n")))
         frame = frame.join(cell, on=rows, how="left", nulls_equal=True, maintain_order="left")
+    return frame, labels
+
+
+def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending: bool) -> Answer:
+    """Mean, std and n of `metric` in each cell of rows x cols; the best mean of each column is marked."""
+    if both := [c for c in rows if c in cols]:
+        raise Stop(f"{both[0]} stands in the rows and in the columns. Choose other --rows or --cols.")
+    points = take(runs, [*rows, *cols, metric])
+    say_unusable(points, [metric])
+    groups = points.group_by(*rows, *cols).agg(summary(metric)[:3])
+    frame, labels = spread(groups, rows, cols)
     best = "max" if descending else "min"
     return Answer(
-        f"{metric}: {', '.join(map(short, rows))} x {', '.join(map(short, cols))}, mean ± std (n)"
-        f" ({'highest' if descending else 'lowest'} of each column marked *)",
+        f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {best} of each column is marked",
         frame,
-        [Column(short(r), r, key=True) for r in rows]
-        + [Column(name, f"{name}_mean", f"{name}_std", f"{name}_n", best) for name in names],
+        [Column(short(c), c, key=True) for c in rows]
+        + [Column(name, f"{name}_mean", std=f"{name}_std", n=f"{name}_n", best=best) for name in labels],
+        draw=lambda: draw_pivot(groups, rows, cols, metric, descending),
+    )
+
+
+# The honest comparison ------------------------------------------------------------------------------------------------
+
+
+def hyperparameters(runs: Runs) -> list[str]:
+    """The columns that say what was run: `config_*`, and those parsed from names."""
+    return [c for c in runs.schema if kind(c) in ("config", "name")]
+
+
+def is_seed(column: str) -> bool:
+    """Whether the column holds a random seed: `seed_parsed`, `config_seed`, `config_data_split_seed`."""
+    return "seed" in column.lower()
+
+
+def unique_per_run(points: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Of `columns`, those that name a run rather than describe it, as output folders, host names, ids and dates do.
+
+    Such a column holds a different value in every run that has one (three or more), and is text with a digit, `/` or
+    `\\` in each, or whole numbers under a name of `PER_RUN`. A learning rate that a sweep drew at random, or three
+    optimizers in three runs, stay hyperparameters.
+    """
+    import polars as pl
+
+    found = []
+    for column in columns:
+        values = points[column].drop_nulls()
+        if values.dtype == pl.String:
+            names_a_run = values.str.contains(r"[\d/\\]").all()
+        else:
+            names_a_run = values.dtype.is_integer() and PER_RUN.search(column.lower())
+        if names_a_run and len(values) >= 3 and values.n_unique() == len(values):
+            found.append(column)
+    return found
+
+
+def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Of `columns`, one for each way to split the runs: `config_lr` and `lr_parsed` often say the same."""
+    import polars as pl
+
+    first = pl.col("_row").min()
+    firsts = points.with_row_index("_row").select(first.over(c).alias(c) for c in columns)
+    seen: dict[tuple[int, ...], str] = {}
+    for column in columns:
+        seen.setdefault(tuple(firsts[column]), column)
+    return list(seen.values())
+
+
+def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float, float] | None:
+    """The 95 % percentile interval of the mean of `values` over `draws` resamples with a fixed seed; None below two.
+
+    Efron's percentile interval, linear between order statistics. It knows the seeds that were run and no others: with
+    two or three it is crude, can be no wider than their range, and covers the true mean less often than 95 times in
+    100. Read it as a lower bound of the uncertainty.
+    """
+    import polars as pl
+
+    if len(values) < 2:
+        return None
+    series = pl.Series(values, dtype=pl.Float64)
+    chunk = max(1, 4_000_000 // len(values))  # resamples at a time, to bound memory
+    means = []
+    for start in range(0, draws, chunk):
+        count = min(chunk, draws - start)
+        resample = series.sample(count * len(values), with_replacement=True, seed=start)
+        means.append(resample.reshape((count, len(values))).arr.mean())
+    found = pl.concat(means)
+    return found.quantile(0.025, "linear"), found.quantile(0.975, "linear")
+
+
+def configurations(points: pl.DataFrame, dims: list[str], config: list[str], select: str, metric: str) -> pl.DataFrame:
+    """One row per configuration of each cell of `dims`: what its seeds say.
+
+    Out: `dims`, `config`, `runs`, `selection` (mean of the finite values of `select`, null without any), `selection_n`,
+    `n`, `mean`, `std` of the finite values of `metric`, and `values`, the list of them.
+    """
+    import polars as pl
+
+    chosen, value = finite(select), finite(metric)
+    return points.group_by(*dims, *config, maintain_order=True).agg(
+        pl.len().alias("runs"),
+        chosen.mean().alias("selection"),
+        chosen.count().alias("selection_n"),
+        *summary(metric)[:3],
+        value.drop_nulls().alias("values"),
+    )
+
+
+def best_by(
+    runs: Runs,
+    dims: list[str],
+    within: list[str],
+    select: str,
+    select_highest: bool,
+    metric: str,
+    descending: bool,
+    over: list[str] | None,
+) -> Answer:
+    """In each cell of `dims`, choose the configuration with the best mean of `select`, and report its `metric`.
+
+    A configuration is the runs that are equal in every hyperparameter that varies, but for `over`: by default every
+    seed column, and the columns that are unique per run. The same seeds that choose are reported unless `select` is
+    another metric; the median and range of all configurations' means stand beside, as what no choice would have given.
+    """
+    import polars as pl
+
+    candidates = [c for c in hyperparameters(runs) if c not in (*dims, select, metric)]
+    points = take(runs, [*dims, *candidates, select, metric])
+    say_unusable(points, dict.fromkeys([select, metric]))
+    varying = [c for c in candidates if points[c].n_unique() > 1]
+    if over is None:
+        over = [c for c in varying if is_seed(c)]
+        per_run = unique_per_run(points, [c for c in varying if c not in over])
+        if per_run:
+            say(f"Unique per run, so no hyperparameters: {', '.join(per_run)} (--over seed takes them for such)")
+        left_out = {*over, *per_run}
+        say(f"Averaged over {', '.join(over)}" if over else "No seed column varies: equal configurations are repeats")
+    else:
+        left_out = set(over)
+        say(f"Averaged over {', '.join(over)}")
+    config = [c for c in varying if c not in left_out]
+    if config:
+        # What is constant in every cell cannot tell its configurations apart, and would only lengthen their names.
+        inside = points.group_by(dims).agg(pl.col(config).n_unique()).select(pl.col(config).max()).row(0)
+        config = [c for c, n in zip(config, inside, strict=True) if n > 1]
+    if config:
+        config = [c for c in distinct_partitions(points, config) if c in config]
+
+    every = configurations(points, dims, config, select, metric)
+    overall = every.group_by(dims).agg(
+        pl.col("mean").count().alias("configurations"),
+        pl.col("mean").median().alias("median"),
+        pl.col("mean").min().alias("min"),
+        pl.col("mean").max().alias("max"),
+        pl.col("n").max().alias("most_seeds"),
+    )
+    best = pl.col("selection").max() if select_highest else pl.col("selection").min()
+    chosen = every.filter(pl.col("selection") == best.over(dims)).sort("n", descending=True, maintain_order=True)
+    chosen = chosen.with_columns(pl.len().over(dims).alias("tied")).unique(dims, keep="first", maintain_order=True)
+    if missing := overall.height - chosen.height:
+        say(f"warning: {missing} of {overall.height} cells have no run with a finite {select}: nothing to choose there")
+    chosen = chosen.join(overall, on=dims, how="left", nulls_equal=True)
+    intervals = [bootstrap(values) or (None, None) for values in chosen["values"].to_list()]
+    chosen = chosen.with_columns(
+        pl.Series("ci_low", [low for low, _ in intervals], pl.Float64),
+        pl.Series("ci_high", [high for _, high in intervals], pl.Float64),
+    )
+    order = [*within, "mean"]
+    chosen = chosen.sort(order, descending=[False] * len(within) + [descending], nulls_last=True, maintain_order=True)
+    warn_of_choice(chosen, dims, select, metric)
+    repeated = [c for c in over if c in points.columns]
+    warn_of_repeats(points, chosen, dims, config, repeated)
+
+    notes = [f"Chosen by the {'highest' if select_highest else 'lowest'} mean {select} of a configuration:"]
+    for row in chosen.iter_rows(named=True):
+        cell = " / ".join(number(row[c]) for c in dims)
+        values = ", ".join(f"{short(c)}={number(row[c])}" for c in config) or "the only configuration"
+        others = f"median of {row['configurations']} {number(row['median'])}"
+        notes.append(f"  {cell}: {values}; {others}, range {number(row['min'])} to {number(row['max'])}")
+    return Answer(
+        f"{metric} of the best configuration by {select}, mean ± std over seeds, 95 % bootstrap interval",
+        chosen.select(
+            *dims,
+            "mean",
+            "std",
+            "n",
+            "ci_low",
+            "ci_high",
+            "selection",
+            "configurations",
+            "median",
+            "min",
+            "max",
+            "runs",
+            *config,
+        ),
+        [
+            *(Column(short(c), c, key=True) for c in dims),
+            Column(short(metric), "mean", std="std", n="n", best="max" if descending else "min", within=tuple(within)),
+            Column("95 % interval", "ci_low", to="ci_high"),
+            Column(f"by {short(select)}", "selection"),
+            Column("configs", "configurations"),
+            Column("median", "median"),
+            Column("range", "min", to="max"),
+        ],
+        notes,
+        draw=lambda: draw_best(chosen, dims, metric),
+    )
+
+
+def warn_of_choice(chosen: pl.DataFrame, dims: list[str], select: str, metric: str) -> None:
+    """Warn of what makes the claim weaker than it looks: selection on what is reported or on test data, n, ties."""
+    import polars as pl
+
+    if select == metric:
+        where = "the same test metric" if "test" in metric else "the same metric"
+        say(f"warning: chosen and reported by {where}, {metric}: the best of many looks better than it is. Choose by a")
+        say("         validation metric (--best-by val/loss), or compare the medians.")
+    elif "test" in select:
+        say(f"warning: {select} looks like a test metric: choosing by it makes what is reported optimistic.")
+    for condition, text in (
+        (pl.col("n") == 0, f"have no finite {metric}"),
+        (pl.col("n") == 1, "rest on n = 1 run: no spread, no interval, and a lucky seed may have been chosen"),
+        ((pl.col("n") > 1) & (pl.col("n") < pl.col("most_seeds")), "have fewer seeds than another configuration there"),
+        (pl.col("n") < pl.col("runs"), f"chose a configuration some of whose runs have no finite {metric}: left out"),
+        (pl.col("tied") > 1, f"have several configurations with the best {select}; the one with most seeds stands"),
+    ):
+        hit = chosen.filter(condition)
+        if hit.height:
+            cells = ", ".join(hit.head(3).select(label(dims)).to_series()) + (", ..." if hit.height > 3 else "")
+            say(f"warning: {hit.height} of {chosen.height} cells {text} ({cells})")
+
+
+def warn_of_repeats(
+    points: pl.DataFrame, chosen: pl.DataFrame, dims: list[str], config: list[str], over: list[str]
+) -> None:
+    """Warn when a chosen configuration holds the same seed twice: repeated runs are not independent ones."""
+    import polars as pl
+
+    if not over:
+        return
+    same = points.join(chosen.select(*dims, *config), on=[*dims, *config], how="semi", nulls_equal=True)
+    seeds = same.filter(pl.any_horizontal(pl.col(over).is_not_null()))
+    repeats = seeds.height - seeds.select(*dims, *config, *over).unique().height
+    if repeats:
+        say(f"warning: {repeats} runs of the chosen configurations repeat the seed of another; each counts as an n")
+
+
+# What matters ---------------------------------------------------------------------------------------------------------
+
+
+def association(points: pl.DataFrame, column: str, metric: str, descending: bool) -> pl.DataFrame:
+    """One row: how strongly `column` goes with `metric` (finite, no nulls), over the runs where it is set.
+
+    Out: `column`, `measure`, `value` (Spearman's rho for numbers, eta squared for categories), `explained` (rho² or
+    eta², the share of the variance of the ranks or of the metric), `n`, `distinct`, `best_value`, `mean_there`,
+    `n_there`.
+    """
+    import polars as pl
+
+    known = points.select(pl.col(column), pl.col(metric).alias("_y")).drop_nulls()
+    groups = known.group_by(column).agg(pl.col("_y").mean().alias("mean"), pl.len().alias("n"))
+    groups = groups.sort("mean", column, descending=[descending, False])
+    if known[column].dtype.is_numeric():
+        measure, value = "Spearman", known.select(pl.corr(pl.col(column).rank(), pl.col("_y").rank())).item()
+        explained = value**2
+    else:
+        between = pl.col("_y").mean().over(column) - pl.col("_y").mean()
+        total = pl.col("_y") - pl.col("_y").mean()
+        value = known.select((between**2).sum() / (total**2).sum()).item()
+        measure, explained = "eta²", value
+    best = groups.row(0, named=True)
+    return pl.DataFrame(
+        {
+            "column": column,
+            "measure": measure,
+            "value": value,
+            "explained": explained,
+            "n": known.height,
+            "distinct": groups.height,
+            "best_value": number(best[column]),
+            "mean_there": best["mean"],
+            "n_there": best["n"],
+        }
+    )
+
+
+def importance(runs: Runs, metric: str, descending: bool) -> Answer:
+    """How strongly each hyperparameter that varies goes with the metric, most important first."""
+    import polars as pl
+
+    columns = [c for c in hyperparameters(runs) if c != metric]
+    points = take(runs, [*columns, metric])
+    say_unusable(points, [metric])
+    points = points.with_columns(finite(metric)).filter(pl.col(metric).is_not_null())
+    floats = [c for c in columns if points[c].dtype.is_float()]
+    points = points.with_columns(pl.col(floats).fill_nan(None))
+    varying = [c for c in columns if points[c].drop_nulls().n_unique() > 1]
+    # With a category of its own for nearly every run, eta squared is near 1 whatever the category means.
+    crowded = [
+        c
+        for c in varying
+        if not points[c].dtype.is_numeric() and points[c].drop_nulls().n_unique() > points[c].count() / 2
+    ]
+    if crowded:
+        say(f"Left out, with fewer than two runs per value: {', '.join(crowded)}")
+    varying = distinct_partitions(points, [c for c in varying if c not in crowded])
+    constant = points[metric].n_unique() == 1
+    if not varying or constant:
+        what = f"{metric} is the same in all runs" if constant else "no hyperparameter varies"
+        raise Stop(f"{what}: there is nothing to compare. Loosen the filters or choose another --metric.", 1)
+    frame = pl.concat(association(points, c, metric, descending) for c in varying)
+    frame = frame.filter(pl.col("value").is_not_nan()).sort("explained", descending=True, maintain_order=True)
+    return Answer(
+        f"What goes with {metric}: Spearman's rho for numbers, eta² for categories; ordered by rho² and eta²",
+        frame,
+        [
+            Column("column", "column", key=True),
+            Column("measure", "measure"),
+            Column("value", "value", key=True),
+            Column("n", "n"),
+            Column("best value", "best_value"),
+            Column("mean there", "mean_there", n="n_there"),
+            Column("distinct", "distinct"),
+        ],
+    )
+
+
+# SQL and the schema ---------------------------------------------------------------------------------------------------
+
+
+def sql(runs: Runs, query: str) -> Answer:
+    """The result of a Polars SQL query over `runs` and, if there are history files beside them, `history`."""
+    import polars as pl
+
+    frame = runs.frame
+    aliased = {new: pl.col(old) for new, old in ALIASES.items() if old in runs.schema and new not in runs.schema}
+    if any(alias in query for alias in aliased):
+        frame = frame.with_columns(**aliased)
+    tables = {"runs": frame}
+    columns = list(runs.schema)
+    if re.search(r"\bhistory\b", query, re.I):
+        tables["history"] = history(runs)
+        columns += tables["history"].collect_schema().names()
+    try:
+        result = pl.SQLContext(tables).execute(query, eager=True)
+    except pl.exceptions.ColumnNotFoundError as error:
+        name = re.search(r'"([^"]+)"', str(error))
+        raise unknown(name[1] if name else query, columns, "column") from None
+    except pl.exceptions.PolarsError as error:
+        raise Stop(f"--sql: {first_line(error)}. Tables are runs and history; --schema lists the columns.") from None
+    return Answer(f"{result.height} rows", result, [Column(c, c, key=i == 0) for i, c in enumerate(result.columns)])
+
+
+def kind(column: str) -> str:
+    """What a column of runs is: json, config, metric, run (W&B's own fields), or name (parsed from the run's name)."""
+    if column.startswith("_"):
+        return "json"
+    for prefix in ("config", "metric"):
+        if column.startswith(f"{prefix}_"):
+            return prefix
+    return "run" if column in RUN_COLUMNS else "name"
+
+
+def schema(runs: Runs, match: str | None) -> Answer:
+    """One row per column of the runs: `column`, `kind`, `type`, `null_share`, `distinct`, `values`, `key` (W&B's)."""
+    import polars as pl
+
+    columns = sorted(runs.schema, key=lambda c: ("run", "name", "config", "metric", "json").index(kind(c)))
+    if match:
+        try:
+            pattern = re.compile(match, re.I)
+        except re.error as error:
+            raise Stop(f"--match {match!r} is no regular expression: {error}.") from None
+        columns = [c for c in columns if pattern.search(c) or pattern.search(runs.keys.get(c, ""))]
+        if not columns:
+            raise Stop(f"no column matches --match {match!r}.{nearest(match, runs.schema)}", 1)
+    points = take(runs, columns)
+    rows = []
+    for column in columns:
+        values = points[column].drop_nulls()
+        distinct = values.n_unique()
+        if values.dtype.is_numeric() or values.dtype.is_temporal():
+            shown = f"{number(values.min())} to {number(values.max())}" if distinct > 1 else number(values.max())
+        elif kind(column) != "json" and distinct <= 4:
+            shown = ", ".join(map(number, values.unique().sort()))
+        else:
+            shown = f"{distinct} distinct"
+        rows.append(
+            {
+                "column": column,
+                "kind": kind(column),
+                "type": str(runs.schema[column]),
+                "null_share": points[column].null_count() / points.height,
+                "distinct": distinct,
+                "values": shown if len(values) else None,
+                "key": runs.keys.get(column),
+            }
+        )
+    frame = pl.DataFrame(rows, schema_overrides={"values": pl.String, "key": pl.String})
+    titles = {"kind": "kind", "type": "type", "null_share": "null share", "values": "values", "key": "W&B key"}
+    return Answer(
+        f"{len(rows)} columns of {points.height} runs",
+        frame,
+        [Column("column", "column", key=True), *(Column(title, c) for c, title in titles.items())],
+    )
+
+
+# Learning curves ------------------------------------------------------------------------------------------------------
+
+
+def history(runs: Runs) -> pl.LazyFrame:
+    """The history of these runs, one row per logged step, from the `_history.parquet` files beside them."""
+    import polars as pl
+
+    who = take(runs, ["entity", "project"]).unique(maintain_order=True)
+    folders = dict.fromkeys(path.parent for path in runs.files)
+    wanted = [folder / f"{entity}_{project}_history.parquet" for folder in folders for entity, project in who.rows()]
+    files = [path for path in wanted if path.exists()]
+    if not files:
+        raise Stop(f"there is no {wanted[0]}. Export it with export_runs.py --include-history.")
+    frames = [pl.scan_parquet(path, glob=False) for path in files]
+    return align(frames)[0]
+
+
+def resolve_key(word: str, columns: list[str]) -> str:
+    """The history column that `word` means: W&B's own key, or its spelling as a column, with or without `metric_`."""
+    if word in columns:
+        return word
+    for column in columns:
+        if column_name(column) in (column_name(word), column_name(word).removeprefix("metric_")):
+            return column
+    raise Stop(f"there is no {word!r} in the history.{nearest(word, columns)}")
+
+
+def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer:
+    """Mean and std over runs of a logged key along `x`, one line per group of `by`.
+
+    Every run is smoothed by itself first, as W&B does: an exponential moving average with weight `smooth` on the past,
+    divided by the weights so far (debiased), over the logged points in the order of `x`. Text, NaN and
+    infinities are no points. Beyond `GRID` distinct values of `x` they are binned, equally wide, each run
+    averaged inside a bin; a bin stands at its first `x`.
+    """
+    import polars as pl
+
+    frame = history(runs)
+    there = frame.collect_schema()
+    y, x = resolve_key(key, there.names()), resolve_key(x, there.names())
+    who = take(runs, ["entity", "project", "id", *by]).rename({"id": "run_id"})
+    lines = frame.select("entity", "project", "run_id", _x=pl.col(x), _y=pl.col(y)).drop_nulls()
+    lines = lines.join(who.lazy(), on=["entity", "project", "run_id"], how="inner").collect()
+    numbers = lines.with_columns(pl.col("_x", "_y").cast(pl.Float64, strict=False)).filter(
+        pl.all_horizontal(pl.col("_x", "_y").is_finite())
+    )
+    if numbers.is_empty():
+        raise Stop(f"{y} has no finite value along {x} in the history of these runs.", 1)
+    if dropped := lines.height - numbers.height:
+        say(f"{y}: {dropped} of {lines.height} points are no finite numbers; left out")
+    run = ["entity", "project", "run_id"]
+    distinct = numbers.select(pl.struct(run).n_unique()).item()
+    if distinct < who.height:
+        say(f"{who.height - distinct} of {who.height} runs have no {y} in the history")
+    numbers = numbers.sort(*run, "_x", maintain_order=True)
+    if smooth:
+        numbers = numbers.with_columns(pl.col("_y").ewm_mean(alpha=1 - smooth, adjust=True).over(run))
+    if numbers["_x"].n_unique() > GRID:
+        low, high = numbers["_x"].min(), numbers["_x"].max()
+        bin_ = ((pl.col("_x") - low) / (high - low) * GRID).floor().clip(0, GRID - 1)
+        numbers = numbers.with_columns(pl.col("_x").min().over(bin_))
+    numbers = numbers.group_by(*run, *by, "_x", maintain_order=True).agg(pl.col("_y").mean())
+    if not by:
+        numbers = numbers.with_columns(all=pl.lit("all"))
+    groups = by or ["all"]
+    stats = numbers.group_by(*groups, "_x").agg(summary("_y")[:3])
+    if there[x].is_integer():
+        stats = stats.with_columns(pl.col("_x").cast(pl.Int64))
+    wide, labels = spread(stats, ["_x"], groups)
+    wide = wide.rename({"_x": x})
+    rows = sorted({round(i * (wide.height - 1) / 9) for i in range(10)})
+    smoothed = f", smoothed {smooth:g}" if smooth else ""
+    return Answer(
+        f"{y} along {x}: mean ± std over runs{smoothed}",
+        wide,
+        [Column(x, x, key=True)] + [Column(name, f"{name}_mean", std=f"{name}_std", n=f"{name}_n") for name in labels],
+        rows=rows if len(rows) < wide.height else None,
+        draw=lambda: draw_curves(stats, groups, x, y),
     )
 
 
@@ -649,16 +1156,24 @@ def cells(answer: Answer, column: Column) -> tuple[list[str], list[bool]]:
     """The texts of a shown column, and which of them are its best."""
     values = answer.frame[column.value].to_list()
     texts = [number(value) for value in values]
-    if column.std and column.n:
-        spread = zip(texts, answer.frame[column.std], answer.frame[column.n], strict=True)
-        texts = [
-            "-" if text == "-" else f"{text} (n={n})" if std is None else f"{text} ± {number(std)} (n={n})"
-            for text, std, n in spread
-        ]
-    best = None
-    if column.best and any(v is not None for v in values):
-        best = {"min": min, "max": max}[column.best](v for v in values if v is not None)
-    return texts, [best is not None and value == best for value in values]
+    if column.to:
+        ends = zip(texts, answer.frame[column.to], strict=True)
+        texts = ["-" if low == "-" else f"[{low}, {number(high)}]" for low, high in ends]
+    if column.std:
+        stds = zip(texts, answer.frame[column.std], strict=True)
+        texts = [text if std is None else f"{text} ± {number(std)}" for text, std in stds]
+    if column.n:
+        counts = zip(texts, answer.frame[column.n], strict=True)
+        texts = [text if n is None else f"{text} (n={n})" for text, n in counts]
+    if not column.best:
+        return texts, [False] * len(values)
+    groups = answer.frame.select(column.within).rows() if column.within else [()] * len(values)
+    first = {"min": min, "max": max}[column.best]
+    best: dict[tuple, object] = {}
+    for of, value in zip(groups, values, strict=True):
+        if value is not None:
+            best[of] = first(best.get(of, value), value)
+    return texts, [value is not None and value == best[of] for of, value in zip(groups, values, strict=True)]
 
 
 def cut(text: str, width: int) -> str:
@@ -706,10 +1221,15 @@ def print_answer(answer: Answer) -> None:
     made = {column: cells(answer, column) for column in answer.columns}
     # Colour alone would be lost in a pipe. A column that the table is sorted by needs no mark: its best stands on top.
     texts = {
-        c: texts if c.key else [f"* {text}" if best else text for text, best in zip(texts, bests, strict=True)]
-        for c, (texts, bests) in made.items()
+        c: text if c.key else [f"* {t}" if b else t for t, b in zip(text, best, strict=True)]
+        for c, (text, best) in made.items()
     }
+    rows = range(answer.frame.height) if answer.rows is None else answer.rows
+    texts = {c: [t[i] for i in rows] for c, t in texts.items()}
+    bests = {c: [made[c][1][i] for i in rows] for c in made}
     shown, notes = fit(answer, texts, console.width)
+    if answer.rows is not None:
+        notes.append(f"{len(answer.rows)} of {answer.frame.height} rows shown; -o FILE has all.")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column, values in shown.items():
         table.add_column(
@@ -718,8 +1238,8 @@ def print_answer(answer: Answer) -> None:
             min_width=max(map(len, values), default=0),
             no_wrap=True,
         )
-    for i in range(answer.frame.height):
-        table.add_row(*(Text(v[i], "bold green" if made[c][1][i] else "") for c, v in shown.items()))
+    for i in range(len(rows)):
+        table.add_row(*(Text(values[i], "bold green" if bests[c][i] else "") for c, values in shown.items()))
     console.print(Text(answer.title, "bold"))
     console.print(table, soft_wrap=True)
     for note in [*answer.notes, *notes]:
@@ -838,6 +1358,210 @@ def save(answer: Answer, path: Path) -> None:
         write(path, answer.frame.write_json if suffix == ".json" else answer.frame.write_parquet)
 
 
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+# Okabe and Ito's colours, told apart by people who do not see red and green alike; yellow, faint on paper, left out.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]  # for more groups than colours
+
+
+def tooltip(frame: pl.DataFrame) -> list[alt.Tooltip]:
+    """What the pointer shows: the columns of `frame` in their order, numbers with 4 significant digits."""
+    import altair as alt
+
+    fields = [(c, dtype) for c, dtype in frame.schema.items() if c != "url" and not c.startswith("_")]
+    return [
+        alt.Tooltip(shorthand(c), type="quantitative", format=".4~g")
+        if dtype.is_float()
+        else alt.Tooltip(shorthand(c), type="nominal")
+        for c, dtype in fields
+    ]
+
+
+def shorthand(column: str) -> str:
+    """A column in Vega's spelling, where dots, brackets and quotes in names mean something else."""
+    return re.sub(r"([.\[\]'\"\\:])", r"\\\1", column)
+
+
+def linked(frame: pl.DataFrame) -> dict[str, str]:
+    """The encoding that opens a run in W&B on a click, where its address is known."""
+    return {"href": "url:N"} if "url" in frame.columns else {}
+
+
+def scale(frame: pl.DataFrame, *columns: str) -> alt.Scale:
+    """A scale that need not hold zero; logarithmic where all values are positive and span more than two decades."""
+    import altair as alt
+    import polars as pl
+
+    values = pl.concat(frame[c].cast(pl.Float64) for c in columns).drop_nulls()
+    low, high = values.min(), values.max()
+    if isinstance(low, float) and isinstance(high, float) and low > 0 and high > 100 * low:
+        return alt.Scale(type="log", nice=False)
+    return alt.Scale(zero=False)
+
+
+def draw_top(frame: pl.DataFrame, metric: str) -> alt.Chart:
+    """The top runs as a dot plot, best on top; `frame` has `name`, `metric`, perhaps `arch` and `url`."""
+    import altair as alt
+
+    frame = frame.with_columns(_row=label(["#", "name"]).str.replace(" / ", "  ", literal=True))
+    y = alt.Y("_row:N", sort=None, title=None, axis=alt.Axis(grid=True))
+    x = alt.X(f"{shorthand(metric)}:Q", title=short(metric), scale=scale(frame, metric))
+    colour = {}
+    if "arch" in frame.columns:
+        colour["color"] = alt.Color("arch:N", scale=alt.Scale(range=COLOURS), title="arch")
+    base = alt.Chart(frame, height=alt.Step(20), width=420)
+    return base.mark_circle(size=110, opacity=1).encode(x, y, tooltip=tooltip(frame), **colour, **linked(frame))
+
+
+def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: list[str]) -> alt.HConcatChart:
+    """Every run as a point over the box of its group, one panel per metric; groups in the table's `order`."""
+    import altair as alt
+    import polars as pl
+
+    panels = []
+    for metric in metrics:
+        frame = points.with_columns(finite(metric), _group=label(by)).filter(pl.col(metric).is_not_null())
+        spread_out = (pl.int_range(pl.len()).over("_group") * 0.618034) % 1 - 0.5  # even, and the same every time
+        frame = frame.select(
+            "_group", *by, metric, *(c for c in ("name", "url") if c in frame.columns), _jitter=spread_out
+        )
+        y = alt.Y("_group:N", sort=order, title=names(by) if metric == metrics[0] else None)
+        x = alt.X(f"{shorthand(metric)}:Q", title=short(metric), scale=scale(frame, metric))
+        base = alt.Chart(frame, height=alt.Step(36), width=480 if len(metrics) == 1 else 300)
+        box = base.mark_boxplot(outliers=False, size=22, color="#bbb", median={"color": "black"}).encode(x, y)
+        offset = alt.YOffset("_jitter:Q", scale=alt.Scale(domain=[-1, 1]))
+        circles = base.mark_circle(size=36, opacity=0.7, color=COLOURS[0])
+        panels.append(box + circles.encode(x, y, offset, tooltip=tooltip(frame), **linked(frame)))
+    return alt.hconcat(*panels)
+
+
+def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: str, descending: bool) -> alt.LayerChart:
+    """The pivot as a heat map with `mean ± std` and n in each cell; the best of each column in bold."""
+    import altair as alt
+    import polars as pl
+
+    mean = pl.col("mean")
+    best = (mean == (mean.max() if descending else mean.min()).over(cols)).fill_null(False)
+    frame = groups.sort(*rows, *cols, nulls_last=True).select(
+        _row=label(rows), _col=label(cols), best=best, mean=mean, std="std", n="n"
+    )
+    of = scale(frame, "mean")
+    log = of.to_dict().get("type") == "log"
+    depth = mean.log() if log else mean
+    share = (depth - depth.min()) / (depth.max() - depth.min())
+    texts = [
+        f"{number(m)} ± {number(s)}" if s is not None else number(m) for m, s in frame.select("mean", "std").rows()
+    ]
+    frame = frame.with_columns(pl.Series("_text", texts, pl.String), _dark=(share > 0.55).fill_null(False))
+    x = alt.X("_col:N", sort=None, title=names(cols), axis=alt.Axis(orient="top", labelAngle=0))
+    y = alt.Y("_row:N", sort=None, title=names(rows))
+    base = alt.Chart(frame, width=alt.Step(max(130, 9 * max(map(len, texts), default=0))), height=alt.Step(44)).encode(
+        x, y
+    )
+    colour = alt.Color(
+        "mean:Q",
+        title=f"mean {short(metric)}",
+        scale=alt.Scale(scheme="blues", type="log" if log else "linear", zero=False),
+    )
+    ink = alt.condition("datum._dark", alt.value("white"), alt.value("black"))
+    text = base.encode(color=ink)
+    return (
+        base.mark_rect(stroke="white").encode(color=colour, tooltip=tooltip(frame))
+        + text.transform_filter("!datum.best").mark_text(dy=-7).encode(text="_text:N")
+        + text.transform_filter("datum.best").mark_text(dy=-7, fontWeight="bold").encode(text="_text:N")
+        + text.transform_calculate(_n="'n=' + datum.n").mark_text(dy=9, fontSize=10).encode(text="_n:N")
+    )
+
+
+def draw_best(chosen: pl.DataFrame, dims: list[str], metric: str) -> alt.LayerChart:
+    """The honest comparison: the chosen configuration with its interval over median and range of all of them."""
+    import altair as alt
+    import polars as pl
+
+    best, all_ = "best configuration, 95 % interval", "all configurations, median and range"
+    frame = chosen.drop("values").with_columns(_row=label(dims), _best=pl.lit(best), _all=pl.lit(all_))
+    y = alt.Y("_row:N", sort=None, title=names(dims))
+    of = scale(frame, "mean", "min", "max")
+    colours = alt.Scale(domain=[best, all_], range=[COLOURS[1], "#999"])
+    legend = alt.Legend(title=None, orient="bottom", symbolOpacity=1)
+    base = alt.Chart(frame, height=alt.Step(30), width=460).encode(y, tooltip=tooltip(frame))
+    x = alt.X("mean:Q", title=short(metric), scale=of)
+    grey, red = (alt.Color(f"{field}:N", scale=colours, legend=legend) for field in ("_all", "_best"))
+    return (
+        base.mark_rule(strokeWidth=7, opacity=0.35).encode(alt.X("min:Q", scale=of), alt.X2("max"), grey)
+        + base.mark_tick(thickness=3, size=16).encode(alt.X("median:Q", scale=of), grey)
+        + base.mark_rule(strokeWidth=2).encode(alt.X("ci_low:Q", scale=of), alt.X2("ci_high"), red)
+        + base.mark_point(filled=True, size=45, opacity=1).encode(x, red)
+    )
+
+
+def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.LayerChart:
+    """Learning curves: the mean of each group as a line, mean ± std as a band."""
+    import altair as alt
+    import polars as pl
+
+    frame = stats.sort(*groups, "_x", nulls_last=True).select(
+        "mean",
+        "std",
+        "n",
+        group=label(groups),
+        x="_x",
+        low=pl.col("mean") - pl.col("std"),
+        high=pl.col("mean") + pl.col("std"),
+    )
+    order = frame["group"].unique(maintain_order=True).to_list()
+    many = len(order) > len(COLOURS)
+    colour = alt.Color(
+        "group:N",
+        sort=order,
+        scale=alt.Scale(range=COLOURS),
+        title=names(groups),
+        legend=alt.Legend(symbolOpacity=1),
+    )
+    dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(order))]
+    dash = (
+        {
+            "strokeDash": alt.StrokeDash(
+                "group:N", sort=order, scale=alt.Scale(domain=order, range=dashes), title=names(groups)
+            )
+        }
+        if many
+        else {}
+    )
+    base = alt.Chart(frame, width=560, height=340).encode(alt.X("x:Q", title=x, scale=alt.Scale(nice=False)))
+    band = base.mark_area(opacity=0.18).encode(
+        alt.Y("low:Q", title=y, scale=alt.Scale(zero=False)), alt.Y2("high"), colour
+    )
+    line = base.mark_line(strokeWidth=2).encode(
+        alt.Y("mean:Q", scale=alt.Scale(zero=False)), colour, tooltip=tooltip(frame), **dash
+    )
+    return band + line
+
+
+def plot(answer: Answer, path: Path) -> None:
+    """Draw the answer to a file: .html (interactive, all of Vega inlined, no network needed), .png, .svg or .pdf."""
+    import altair as alt
+
+    assert answer.draw is not None
+    alt.data_transformers.disable_max_rows()
+    chart = answer.draw().properties(title=alt.Title(textwrap.wrap(answer.title, 80), anchor="start", offset=12))
+    chart = chart.configure_axis(labelFontSize=12, titleFontSize=13, labelLimit=420, gridColor="#eee")
+    chart = chart.configure_legend(labelFontSize=12, titleFontSize=12, labelLimit=320)
+    chart = chart.configure_text(fontSize=12).configure_view(stroke=None).configure_title(fontSize=14)
+    chart = chart.configure_axisX(labelFlush=False, labelOverlap=True, tickCount=8)
+    how = {"inline": True, "embed_options": EMBED} if path.suffix.lower() == ".html" else {"ppi": 200}
+    write(path, lambda beside: chart.save(str(beside), format=path.suffix.lower()[1:], **how))
+
+
+# The menu of an interactive picture: save it, but no links to web pages; a click on a run opens W&B in a new tab.
+EMBED = {
+    "renderer": "svg",
+    "actions": {"export": True, "source": False, "compiled": False, "editor": False},
+    "loader": {"target": "_blank"},
+}
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
@@ -858,6 +1582,17 @@ def positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def weight(text: str) -> float:
+    """An argument type: a weight from 0 up to, but not, 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up to, but not, 1")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -901,40 +1636,133 @@ def parser() -> argparse.ArgumentParser:
     )
     question.add_argument("--rows", metavar="A,B,..", help="other rows for --pivot (default: arch)")
     question.add_argument("--cols", metavar="A,B,..", help="other columns for --pivot (default: dataset)")
+    question.add_argument(
+        "--best-by",
+        metavar="METRIC[:max]",
+        help="in each cell of --rows and --cols (or of --group-by) the configuration with the best mean METRIC over "
+        "seeds; its --metric as mean ± std with a 95%% bootstrap interval, beside median and range of all configurations",
+    )
+    question.add_argument(
+        "--over",
+        metavar="A,B,..",
+        help="what --best-by averages over (default: seed columns and columns that are unique per run)",
+    )
+    question.add_argument(
+        "--importance", action="store_true", help="how strongly each varying hyperparameter goes with the metric"
+    )
+    question.add_argument("--sql", metavar="QUERY", help="Polars SQL over the tables runs and history")
+    question.add_argument("--schema", action="store_true", help="the columns: kind, type, nulls, values, W&B key")
+    question.add_argument("--match", metavar="REGEX", help="of --schema, the columns that match")
+    question.add_argument("--curves", metavar="KEY", help="mean ± std of a logged key over the runs of each --group-by")
+    question.add_argument("--x", metavar="KEY", help="what --curves aligns by (default: _step)")
+    question.add_argument(
+        "--smooth", type=weight, default=0.0, metavar="W", help="smooth --curves as W&B does, 0 <= W < 1"
+    )
     out = made.add_argument_group("where to")
     out.add_argument(
         "-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown, by suffix: {' '.join(SAVED)}"
     )
+    out.add_argument("-p", "--plot", type=file_of(DRAWN), metavar="FILE", help=f"draw it, by suffix: {' '.join(DRAWN)}")
     out.add_argument("--json", action="store_true", help="print it as JSON instead of a table")
     return made
 
 
+def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
+    """End with a usage error when options ask two questions at once, or belong to a question that is not asked."""
+    questions = {
+        "--best-by": args.best_by,
+        "--importance": args.importance,
+        "--sql": args.sql,
+        "--schema": args.schema or args.match,
+        "--curves": args.curves,
+        "--pivot": args.pivot or ((args.rows or args.cols) and not args.best_by),
+        "--group-by": args.group_by and not args.best_by and not args.curves,
+    }
+    asked = [option for option, value in questions.items() if value]
+    if asked[1:]:
+        made.error(f"{' and '.join(asked)} are separate questions; ask one at a time")
+    for option, value, needs, given in (
+        (
+            "--plot",
+            args.plot,
+            "runs, groups, --pivot, --best-by or --curves",
+            asked not in (["--importance"], ["--sql"], ["--schema"]),
+        ),
+        ("--over", args.over, "--best-by", args.best_by),
+        ("--x", args.x, "--curves", args.curves),
+        ("--smooth", args.smooth, "--curves", args.curves),
+        ("--metrics", args.metrics, "--top or --group-by", not asked or asked == ["--group-by"]),
+        ("--rows and --cols", args.rows or args.cols, "--pivot, or --best-by without --group-by", not args.group_by),
+        ("--top", args.top, "a list", asked not in (["--pivot"], ["--curves"], ["--schema"])),
+    ):
+        if value and not given:
+            made.error(f"{option} goes with {needs}")
+
+
+def highest_wins(select: str, descending: bool) -> bool:
+    """Whether the highest of a selection metric is best: its name says so, or --descending, unless it is a loss."""
+    loss = re.search(r"loss|mse|mae|rmse|error|nll|perplexity|(?:^|_)ppl", select.lower())
+    return bool(SCORE.search(select.lower())) or (descending and not loss)
+
+
 def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
     """The answer to the question that the options ask."""
+    if args.schema or args.match:
+        return schema(runs, args.match)
+    if args.sql:
+        return sql(runs, args.sql)
+    by = resolve_all(args.group_by or "", runs)
+    if args.curves:
+        return curves(runs, args.curves, by, args.x or "_step", args.smooth)
     metrics = [resolve_metric(m, runs) for m in [args.metric or "", *(args.metrics or "").split(",")] if m.strip()]
     metrics = list(dict.fromkeys(metrics)) or [default_metric(runs)]
     hint_direction(metrics[0], args.descending)
-    if args.pivot or args.rows or args.cols:
-        rows, cols = resolve_all(args.rows or "arch", runs), resolve_all(args.cols or "dataset", runs)
+    if args.importance:
+        return importance(runs, metrics[0], args.descending)
+    if by and not args.best_by:
+        return group(runs, by, metrics, args.descending)
+    if not (args.pivot or args.rows or args.cols or args.best_by):
+        return top(runs, metrics, args.top or 10, args.descending)
+    rows, cols = resolve_all(args.rows or "arch", runs), resolve_all(args.cols or "dataset", runs)
+    if not args.best_by:
         return pivot(runs, rows, cols, metrics[0], args.descending)
-    if args.group_by:
-        return group(runs, resolve_all(args.group_by, runs), metrics, args.descending)
-    return top(runs, metrics, args.top or 10, args.descending)
+    word, _, direction = args.best_by.rpartition(":")
+    if direction not in ("min", "max"):
+        word, direction = args.best_by, ""
+    select = resolve_metric(word, runs)
+    highest = direction == "max" if direction else highest_wins(select, args.descending)
+    over = None
+    if args.over:
+        words = [word.strip() for word in args.over.split(",") if word.strip()]
+        seeds = [c for c in hyperparameters(runs) if is_seed(c)]
+        over = [c for word in words for c in (seeds if word == "seed" and seeds else [resolve(word, runs)])]
+    dims, within = (by, []) if by else (list(dict.fromkeys([*rows, *cols])), cols)
+    return best_by(runs, dims, within, select, highest, metrics[0], args.descending, over)
 
 
 def main() -> int:
     """Parse the arguments, answer one question, print, save or draw the answer; returns the exit code."""
-    args = parser().parse_args()
+    made = parser()
+    args = made.parse_args()
+    check(args, made)
     runs = read(find_files(args.input))
     if args.output and args.output.resolve() in [path.resolve() for path in runs.files]:
         raise Stop(f"{args.output} is read from, and would be overwritten. Choose another -o.")
     answer = answer_to(args, keep(runs, args))
+    if args.top and answer.frame.height > args.top:
+        answer = replace(
+            answer,
+            frame=answer.frame.head(args.top),
+            notes=[*answer.notes, f"The first {args.top} of {answer.frame.height}."],
+        )
     if args.json:
         print(answer.frame.write_json())
     else:
         print_answer(answer)
     if args.output:
         save(answer, args.output)
+    if args.plot:
+        plot(answer, args.plot)
     return 0
 
 
