@@ -10,12 +10,16 @@ tree's resident memory. Nothing here is a test; the figures go into the README a
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +106,155 @@ def benchmark(function: Callable[[], None]) -> Callable[[], None]:
     """Register `function` under its name without `bench_`."""
     BENCHMARKS[function.__name__.removeprefix("bench_").replace("_", "-")] = function
     return function
+
+
+# ---------------------------------------------------------------- export_runs.py, against tests/wandb_server.py
+
+ENTITY = "graph_denoise_team"
+WEATHER = "server.weather.latency, server.weather.work_per_run = 0.08, 0.001"  # 80 ms round trip, 1 ms of work per run
+LOOP = """# /// script
+# requires-python = ">=3.11"
+# dependencies = ["polars>=2,<3", "wandb>=0.31,<0.32"]
+# ///
+import wandb
+import polars as pl
+
+def row(run):
+    summary = {k: v for k, v in dict(run.summary).items() if isinstance(v, (int, float))}
+    return {"id": run.id, "name": run.name, "state": run.state, "created_at": run.created_at, **flat("config", run.config),
+            **flat("metric", summary)}
+
+def flat(prefix, values):
+    out = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out |= flat(f"{prefix}_{key}", value)
+        else:
+            out[f"{prefix}_{key}"] = str(value) if isinstance(value, list) else value
+    return out
+
+"""
+NAIVE = LOOP + 'rows = [row(run) for run in wandb.Api().runs("ENTITY/p")]\n'
+PUBLIC = LOOP + 'rows = [row(run) for run in wandb.Api().runs("ENTITY/p", lazy=False, per_page=1000)]\n'
+SCAN = LOOP + 'rows = [row | {"run": run.id} for run in wandb.Api().runs("ENTITY/p") for row in run.scan_history()]\n'
+WRITE = 'pl.DataFrame(rows, infer_schema_length=None, strict=False).write_parquet("runs.parquet")\n'
+
+
+@contextlib.contextmanager
+def serving(code: str) -> Iterator[Callable[[str], str]]:
+    """A W&B server in a process of its own, prepared by `code`, which sees it as `server`.
+
+    Yields a function that runs more code there and returns what the code prints, as one line.
+    """
+    harness = (
+        "import sys, json; from wandb_server import WandbServer, KEY\n"
+        f"with WandbServer() as server:\n    exec({code!r})\n    print(server.url, KEY, flush=True)\n"
+        "    for line in sys.stdin: exec(json.loads(line)); print('', flush=True)\n"
+    )
+    command = [sys.executable, "-c", harness]
+    with subprocess.Popen(
+        command, cwd=REPO / "tests", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        os.environ["WANDB_BASE_URL"], os.environ["WANDB_API_KEY"] = process.stdout.readline().split()
+
+        def tell(more: str) -> str:
+            print(json.dumps(more), file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+
+        yield tell
+        process.stdin.close()
+
+
+STATS = "print(sum(n for name, n in server.stats.requests.items()), end=''); server.stats.reset()"
+
+
+def uv_script(folder: Path, name: str, text: str) -> list[str]:
+    """The command that runs a loop as its author would, its environment made beforehand."""
+    path = folder / name
+    path.write_text(text.replace("ENTITY", ENTITY))
+    subprocess.run(["uv", "sync", "-q", "--script", str(path)], check=True)
+    return ["uv", "run", "-q", "--script", str(path)]
+
+
+def counted(tell: Callable[[str], str], label: str, command: list[str], folder: Path) -> Measured:
+    """`measure`, with the number of requests as the note."""
+    tell(STATS)
+    measured = measure(label, command, cwd=folder, env=os.environ | {"HOME": str(folder)})
+    return dataclasses.replace(measured, note=f"{tell(STATS)} requests")
+
+
+def export_command(*arguments: str) -> list[str]:
+    script = str(TOOLS / "export_runs.py")
+    subprocess.run(["uv", "sync", "-q", "--script", script], check=True)
+    return ["uv", "run", "-q", "--script", script, "-e", ENTITY, "-p", "p", *arguments]
+
+
+@benchmark
+def bench_export() -> None:
+    """2,163 runs cold, then with 20 changed: the naive loop, the best public loop, export_runs.py."""
+    code = f'server.fill("{ENTITY}", "p", 2163); server.add_project("{ENTITY}", "empty"); {WEATHER}'
+    with serving(code) as tell, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours = export_command()
+        naive = uv_script(folder, "naive.py", NAIVE + WRITE)
+        public = uv_script(folder, "public.py", PUBLIC + WRITE)
+        rows = [
+            counted(tell, "for run in Api().runs(path): run.config", naive, folder),
+            counted(tell, "api.runs(lazy=False, per_page=1000)", public, folder),
+            counted(tell, "export_runs.py, cold", ours, folder),
+        ]
+        show("2,163 runs of 150 config values and 120 metrics, 80 ms round trip, 1 ms of server work per run", rows)
+        start_up = counted(tell, "start-up: --dry-run of an empty project", [*ours[:-1], "empty", "--dry-run"], folder)
+        change = (
+            f'for run in server.runs("{ENTITY}", "p")[::110]: server.update_run("{ENTITY}", "p", run.id, notes="again")'
+        )
+        tell(change)
+        again = counted(tell, "export_runs.py, 20 runs changed", ours, folder)
+        show("the same project again", [start_up, rows[-1], again])
+        share = (again.wall - start_up.wall) / (rows[-1].wall - start_up.wall)
+        print(f"after start-up, the second export took {share:.0%} of the first one's time")
+
+
+@benchmark
+def bench_export_10k() -> None:
+    """10,000 runs: the best public loop and export_runs.py; then 50,000 runs by export_runs.py alone."""
+    for runs in (10_000, 50_000):
+        code = f'server.fill("{ENTITY}", "p", {runs}); {WEATHER}'
+        with serving(code) as tell, tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            public = uv_script(folder, "public.py", PUBLIC + WRITE)
+            rows = [counted(tell, "export_runs.py", export_command(), folder)]
+            if runs == 10_000:
+                rows.insert(0, counted(tell, "api.runs(lazy=False, per_page=1000)", public, folder))
+            show(f"{runs:,} runs of 150 config values and 120 metrics", rows)
+
+
+@benchmark
+def bench_history() -> None:
+    """60 runs of 3,000 rows: scan_history() run after run, and export_runs.py --include-history."""
+    code = f'server.fill("{ENTITY}", "p", 60); server.fill_history("{ENTITY}", "p", rows=3000, keys=10); {WEATHER}'
+    with serving(code) as tell, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scan = uv_script(folder, "scan.py", SCAN + WRITE)
+        rows = [
+            counted(tell, "scan_history() run after run", scan, folder),
+            counted(tell, "export_runs.py --include-history", export_command("--include-history"), folder),
+        ]
+        show("history of 60 runs, 3,000 rows and 10 keys each", rows)
+
+
+@benchmark
+def bench_history_large() -> None:
+    """1,000 runs x 10,000 rows x 10 keys, and 25 runs x 200,000 rows x 100 keys at 3 %: memory of export_runs.py."""
+    for runs, steps, keys, fill in ((1000, 10_000, 10, 1.0), (25, 200_000, 100, 0.03)):
+        code = f'server.fill("{ENTITY}", "p", {runs})'
+        code += f'; server.fill_history("{ENTITY}", "p", rows={steps}, keys={keys}, fill={fill}); {WEATHER}'
+        with serving(code) as tell, tempfile.TemporaryDirectory() as name:
+            command = export_command("--include-history")
+            rows = [counted(tell, "export_runs.py --include-history", command, Path(name))]
+            show(f"history of {runs:,} runs, {steps:,} rows and {keys} keys each, {fill:.0%} filled", rows)
 
 
 def main() -> None:
