@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import glob
 import html
 import json
 import os
@@ -64,7 +65,7 @@ RUN_COLUMNS = frozenset(
 GRID = 400  # points of a learning curve; more are binned
 
 # Columns of a top list beside the name and the metric, from left to right, as long as there is room.
-CONTEXT = ("arch", "dataset", "k", "lr", "wd", "seed", "project", "state")
+CONTEXT = ("arch", "dataset", "k", "lr", "wd", "seed", "project")
 
 ALIASES = {"architecture": "arch"}
 
@@ -256,32 +257,22 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
         found = sorted(FOLDER.glob("*_runs.parquet"), key=lambda path: path.stat().st_mtime, reverse=True)
         if not found:
             raise Stop(f"no *_runs.parquet in {FOLDER}/. Export runs first (export_runs.py), or name a file.")
-        say(f"Reading {found[0]}, the newest of {len(found)}" if found[1:] else f"Reading {found[0]}")
+        say(f"Reading {found[0]}" + (f", the newest of {len(found)}; not read:" if found[1:] else ""))
         for other in found[1:]:
-            say(f"  not read: {other}")
+            say(f"  {other}")
         return found[:1]
     files: list[Path] = []
     for text in inputs:
         path = Path(text).expanduser()
-        if path.is_dir():
-            found = sorted(path.glob("*_runs.parquet"))
-            if not found:
-                raise Stop(f"no *_runs.parquet in the folder {text}. Export runs into it, or name a file.")
-        elif path.is_file():
-            found = [path]
-        else:
-            base = Path(path.anchor or ".")
-            pattern = str(path.relative_to(path.anchor)) if path.anchor else str(path)
-            found = sorted(p for p in base.glob(pattern) if p.is_file()) if re.search(r"[*?\[]", text) else []
-            kept = [p for p in found if not p.name.endswith("_history.parquet")]
-            if found and not kept:
-                raise Stop(f"{text} matches history files only. Name files of runs; --curves finds their history.")
-            found = kept
-            if not found:
-                near = nearest(
-                    path.name, (p.name for p in path.parent.glob("*.parquet")) if path.parent.is_dir() else ()
-                )
-                raise Stop(f"no such file or folder: {text}.{near}")
+        found = sorted(path.glob("*_runs.parquet")) if path.is_dir() else [path] if path.is_file() else []
+        if not path.exists():
+            # A glob brings the history files along; --curves finds them by itself.
+            matches = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (Path.glob takes no absolute one)
+            found = [match for match in matches if match.is_file() and not match.name.endswith("_history.parquet")]
+        if not found:
+            beside = path if path.is_dir() else path.parent
+            near = nearest(path.name, (file.name for file in beside.glob("*.parquet")))
+            raise Stop(f"no file of runs at {text}.{near} Name *_runs.parquet files, a folder with them, or a glob.")
         files += found
     return list(dict.fromkeys(files))
 
@@ -370,38 +361,40 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
-def unknown(word: str, names: Iterable[str], what: str) -> Stop:
+def unknown(word: str, columns: Iterable[str], what: str = "column") -> Stop:
     """The error for a column that does not exist, with the nearest names, compared with and without their prefix."""
-    short = {re.sub(r"^(?:config|metric)_", "", name): name for name in names}
-    part = column_name(word).lower()
-    near = nearest(word, short.values()) or nearest(word, short)
-    holding = [name for name in short.values() if part in name.lower()][:3]
-    if holding and not near:
-        near = f" Did you mean {' or '.join(holding)}?"
+    by_short = {re.sub(r"^(?:config|metric)_", "", column): column for column in columns}
+    holding = [column for column in by_short.values() if column_name(word).lower() in column.lower()][:3]
+    near = nearest(word, by_short.values()) or nearest(word, by_short)
+    near = near or (f" Did you mean {' or '.join(holding)}?" if holding else "")
     return Stop(f"there is no {what} {word!r}.{near} --schema lists the columns, --schema --match TEXT some of them.")
 
 
-def resolve(word: str, runs: Runs) -> str:
+def find(word: str, runs: Runs) -> str | None:
     """The column that `word` means: its own name, W&B's key, or a name without `config_`, `metric_`, `_parsed`."""
-    word = word.strip()
     spelled = column_name(ALIASES.get(word, word))
-    by_key = [c for c, key in runs.keys.items() if key == word]
-    for candidate in (word, *by_key, spelled, f"config_{spelled}", f"{spelled}_parsed", f"metric_{spelled}"):
-        if candidate in runs.schema:
-            return candidate
-    raise unknown(word, runs.schema, "column")
+    by_key = [column for column, key in runs.keys.items() if key == word]
+    candidates = (word, *by_key, spelled, f"config_{spelled}", f"{spelled}_parsed", f"metric_{spelled}")
+    return next((column for column in candidates if column in runs.schema), None)
+
+
+def resolve(word: str, runs: Runs) -> str:
+    """The column that `word` means, as `find` finds it; an error with the nearest names if there is none."""
+    if column := find(word.strip(), runs):
+        return column
+    raise unknown(word.strip(), runs.schema)
 
 
 def resolve_metric(word: str, runs: Runs) -> str:
     """The column of numbers that `word` means: `metric_test_mse`, `test_mse` and `test/mse` are one."""
     word = word.strip()
-    by_key = [c for c, key in runs.keys.items() if key == word and c.startswith("metric_")]
+    by_key = [column for column, key in runs.keys.items() if key == word and column.startswith("metric_")]
     for candidate in (*by_key, word, f"metric_{column_name(word)}", column_name(word)):
         if candidate in runs.schema:
             if not runs.schema[candidate].is_numeric():
                 raise Stop(f"{candidate} holds {runs.schema[candidate]}, not numbers. Choose a metric.")
             return candidate
-    raise unknown(word, [c for c in runs.schema if c.startswith("metric_")], "metric")
+    raise unknown(word, [column for column in runs.schema if column.startswith("metric_")], "metric")
 
 
 def resolve_all(words: str, runs: Runs) -> list[str]:
@@ -419,50 +412,60 @@ def condition(text: str, runs: Runs) -> pl.Expr:
         raise Stop(f"--where {text!r} is no SQL condition: {first_line(error)}.") from None
     for name in expression.meta.root_names():
         if name not in runs.schema and name not in ALIASES:
-            raise unknown(name, runs.schema, "column")
+            raise unknown(name, runs.schema)
     return expression
+
+
+def aliased(runs: Runs, query: str) -> pl.LazyFrame:
+    """The frame, with the aliases that `query` uses as columns of their own."""
+    import polars as pl
+
+    found = {new: pl.col(old) for new, old in ALIASES.items() if new in query and old in runs.schema}
+    return runs.frame.with_columns(**{new: column for new, column in found.items() if new not in runs.schema})
+
+
+def matching(option: str, regex: str, column: str) -> pl.Expr:
+    """Whether `column` holds `regex`, in any case; an error that names the `option` if it is none."""
+    import polars as pl
+
+    try:
+        pl.Series([""]).str.contains(f"(?i){regex}")
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).split("error: ")[-1].splitlines()[0]
+        raise Stop(f"{option} {regex!r} is no regular expression: {reason}.") from None
+    return pl.col(column).str.contains(f"(?i){regex}")
 
 
 def keep(runs: Runs, args: argparse.Namespace) -> Runs:
     """The runs that pass --filter, --project, --protocol, --where and --state; says what the state removed."""
     import polars as pl
 
-    frame = runs.frame
-    aliased = {new: pl.col(old) for new, old in ALIASES.items() if old in runs.schema and new not in runs.schema}
-    if args.where and any(alias in args.where for alias in aliased):
-        frame = frame.with_columns(**aliased)
-    for option, column in (("filter", "name"), ("project", "project")):
-        if regex := getattr(args, option):
-            try:
-                pl.Series([""]).str.contains(f"(?i){regex}")
-            except pl.exceptions.PolarsError as error:
-                reason = str(error).split("error: ")[-1].splitlines()[0]
-                raise Stop(f"--{option} {regex!r} is no regular expression: {reason}.") from None
-            frame = frame.filter(pl.col(column).str.contains(f"(?i){regex}"))
+    frame = aliased(runs, args.where or "")
+    if args.filter:
+        frame = frame.filter(matching("--filter", args.filter, "name"))
+    if args.project:
+        frame = frame.filter(matching("--project", args.project, resolve("project", runs)))
     if args.protocol:
-        frame = frame.filter(pl.col("protocol") == args.protocol)
+        frame = frame.filter(pl.col(resolve("protocol", runs)) == args.protocol)
     if args.where:
         frame = frame.filter(condition(args.where, runs))
-    states = [state.strip().lower() for state in args.state.split(",")]
+    states = {state.strip().lower() for state in args.state.split(",")}
+    state = pl.col(resolve("state", runs))
     try:
-        if "state" in runs.schema:
-            found = dict(frame.group_by("state").len().sort("len", "state", descending=[True, False]).collect().rows())
-        else:
-            found = {"finished": frame.select(pl.len()).collect().item()}
+        found = dict(frame.group_by(state).len().sort("len", "state", descending=[True, False]).collect().rows())
     except pl.exceptions.PolarsError as error:
         raise Stop(f"--where {args.where!r} does not work on these columns: {first_line(error)}.") from None
-    total = sum(found.values())
-    if not total:
+    if not found:
         raise Stop("no run matches these filters. Loosen --filter, --project, --protocol or --where.", 1)
-    if states != ["all"] and "state" in runs.schema:
+    if "all" not in states:
         others = {state: n for state, n in found.items() if state not in states}
         listed = ", ".join(f"{n} {state or 'of unknown state'}" for state, n in others.items())
-        if sum(others.values()) == total:
-            raise Stop(f"none of {total} runs is {' or '.join(states)}: {listed}. --state all takes every run.", 1)
+        if len(others) == len(found):
+            raise Stop(f"no run is {' or '.join(sorted(states))}: {listed}. --state all takes every run.", 1)
         if others:
-            say(f"{sum(others.values())} of {total} runs left out by state: {listed} (--state all keeps them)")
-        frame = frame.filter(pl.col("state").is_in(states))
-    return Runs(frame, runs.schema, runs.keys, runs.files)
+            say(f"{sum(others.values())} of {sum(found.values())} runs left out: {listed} (--state all keeps them)")
+        frame = frame.filter(state.is_in(states))
+    return replace(runs, frame=frame)
 
 
 def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
@@ -470,6 +473,9 @@ def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
     import polars as pl
 
     wanted = list(dict.fromkeys(columns))
+    for column in wanted:
+        if column not in runs.schema:
+            raise Stop(f"these files have no column {column}, which this question needs. Export the runs again.")
     lists = [c for c in wanted if isinstance(runs.schema[c], pl.List)]
     return runs.frame.select(wanted).with_columns(pl.col(c).list.join(",") for c in lists).collect()
 
@@ -481,14 +487,13 @@ def default_metric(runs: Runs) -> str:
     """The first of `DEFAULT_METRICS` that has a finite value in these runs."""
     import polars as pl
 
-    names = {key: f"metric_{column_name(key)}" for key in DEFAULT_METRICS}
-    there = list(dict.fromkeys(c for c in names.values() if c in runs.schema))
-    if there:
-        counts = runs.frame.select(pl.col(c).is_finite().sum() for c in there).collect().row(0)
-        for column, count in zip(there, counts, strict=True):
-            if count:
-                say(f"Metric: {column} (--metric chooses another)")
-                return column
+    there = [f"metric_{column_name(key)}" for key in DEFAULT_METRICS]
+    there = [column for column in there if column in runs.schema]
+    counts = runs.frame.select(pl.col(column).is_finite().sum() for column in there).collect() if there else None
+    for column in there:
+        if counts is not None and counts[column].item():
+            say(f"Metric: {column} (--metric chooses another)")
+            return column
     raise Stop(
         "none of the common metrics (test/mse, test/loss, test/accuracy, val/loss, ...) has values here. "
         "Name one with --metric; --schema --match metric_ lists them."
@@ -542,34 +547,25 @@ def top(runs: Runs, metrics: list[str], n: int, descending: bool) -> Answer:
     """The `n` best runs by `metrics[0]`: name, metrics, what is known of the configuration, id and url."""
     import polars as pl
 
-    context = []
-    for word in CONTEXT:
-        try:
-            context.append(resolve(word, runs))
-        except Stop:
-            continue  # this export does not know the word, which is no error: nobody asked for it
-    extra = [c for c in ("id", "url") if c in runs.schema]
-    points = take(runs, ["name", *metrics, *context, *extra])
-    say_unusable(points, metrics[:1])
-    frame = points.with_columns(finite(metrics[0])).filter(pl.col(metrics[0]).is_not_null())
-    frame = frame.sort(metrics[0], descending=descending, maintain_order=True).head(n).with_row_index("#", offset=1)
-    shown = [
-        c
-        for c in context
-        if frame[c].null_count() < frame.height and (c not in ("project", "state") or points[c].n_unique() > 1)
-    ]
-    frame = frame.select("#", "name", *metrics, *shown, *extra)
-    best = "max" if descending else "min"
+    metric = metrics[0]
+    known = [known_as for word in CONTEXT if (known_as := find(word, runs))]
+    address = [column for column in ("id", "url") if column in runs.schema]
+    points = take(runs, ["name", *metrics, *known, *address])
+    say_unusable(points, [metric])
+    frame = points.with_columns(finite(metric)).filter(pl.col(metric).is_not_null())
+    frame = frame.sort(metric, descending=descending, maintain_order=True).head(n).with_row_index("#", offset=1)
+    known = [c for c in known if frame[c].null_count() < frame.height and (c != "project" or points[c].n_unique() > 1)]
+    frame = frame.select("#", "name", *metrics, *known, *address)
     return Answer(
-        f"Top {frame.height} of {points.height} runs by {metrics[0]} ({'highest' if descending else 'lowest'} first)",
+        f"Top {frame.height} of {points.height} runs by {metric} ({'highest' if descending else 'lowest'} first)",
         frame,
         [
             Column("#", "#", key=True),
             Column("name", "name", key=True),
-            *(Column(short(m), m, best=best if i == 0 else None, key=i == 0) for i, m in enumerate(metrics)),
-            *(Column(short(c), c) for c in shown),
+            Column(short(metric), metric, best="max" if descending else "min", key=True),
+            *(Column(short(column), column) for column in [*metrics[1:], *known]),
         ],
-        draw=lambda: draw_top(frame, metrics[0]),
+        draw=lambda: draw_top(frame, metric),
     )
 
 
@@ -595,35 +591,33 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: bool) -> An
     """One row per group, best mean of `metrics[0]` first: statistics of one metric, or several metrics side by side."""
     import polars as pl
 
-    points = take(runs, [*by, *metrics, *(c for c in ("name", "url") if c in runs.schema)])
+    points = take(runs, [*by, *metrics, *(column for column in ("name", "url") if column in runs.schema)])
     say_unusable(points, metrics)
+    prefix = {metric: f"{metric}_" if metrics[1:] else "" for metric in metrics}
+    frame = points.group_by(by, maintain_order=True).agg(
+        pl.len().alias("runs"), *(e for metric in metrics for e in summary(metric, prefix[metric]))
+    )
+    frame = frame.sort(f"{prefix[metrics[0]]}mean", descending=descending, nulls_last=True, maintain_order=True)
     best = "max" if descending else "min"
-    keys = [Column(short(c), c, key=True) for c in by]
-    one = len(metrics) == 1
-    prefixes = [""] if one else [f"{m}_" for m in metrics]
-    expressions = [e for m, p in zip(metrics, prefixes, strict=True) for e in summary(m, p)]
-    frame = points.group_by(by, maintain_order=True).agg(pl.len().alias("runs"), *expressions)
-    frame = frame.sort(f"{prefixes[0]}mean", descending=descending, nulls_last=True, maintain_order=True)
-    order = "highest" if descending else "lowest"
-    if one:
-        statistics = ["n", "mean", "std", "min", "median", "max"]
-        columns = keys + [Column(n, n, best=best if n == "mean" else None, key=n == "mean") for n in statistics]
-        title = f"{metrics[0]} by {names(by)} ({order} mean first)"
+    if metrics[1:]:
+        columns = [Column(short(m), f"{m}_mean", std=f"{m}_std", n=f"{m}_n") for m in metrics]
+        columns[0] = replace(columns[0], best=best, key=True)
     else:
-        columns = keys + [
-            Column(short(m), f"{p}mean", std=f"{p}std", n=f"{p}n", best=best if i == 0 else None, key=i == 0)
-            for i, (m, p) in enumerate(zip(metrics, prefixes, strict=True))
-        ]
-        title = f"{len(metrics)} metrics by {names(by)} ({order} mean of {metrics[0]} first)"
-    order = frame.select(label(by)).to_series().to_list()
-    return Answer(title, frame, columns, draw=lambda: draw_groups(points, by, metrics, order))
+        columns = [Column(name, name) for name in ("n", "std", "min", "median", "max")]
+        columns.insert(1, Column("mean", "mean", best=best, key=True))
+    return Answer(
+        f"{', '.join(metrics)} by {names(by)} ({'highest' if descending else 'lowest'} mean {short(metrics[0])} first)",
+        frame,
+        [*(Column(short(column), column, key=True) for column in by), *columns],
+        draw=lambda: draw_groups(points, by, metrics, frame.select(label(by)).to_series().to_list()),
+    )
 
 
-def label(columns: list[str]) -> pl.Expr:
+def label(columns: list[str], separator: str = " / ") -> pl.Expr:
     """One text for the values of several columns: `a / b`, null as `-`."""
     import polars as pl
 
-    return pl.concat_str([pl.col(c).cast(pl.String).fill_null("-") for c in columns], separator=" / ")
+    return pl.concat_str([pl.col(c).cast(pl.String).fill_null("-") for c in columns], separator=separator)
 
 
 def spread(groups: pl.DataFrame, rows: list[str], cols: list[str]) -> tuple[pl.DataFrame, list[str]]:
@@ -650,9 +644,9 @@ def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending:
     say_unusable(points, [metric])
     groups = points.group_by(*rows, *cols).agg(summary(metric)[:3])
     frame, labels = spread(groups, rows, cols)
-    best = "max" if descending else "min"
+    best, order = ("max", "highest") if descending else ("min", "lowest")
     return Answer(
-        f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {best} of each column is marked",
+        f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of each column is marked",
         frame,
         [Column(short(c), c, key=True) for c in rows]
         + [Column(name, f"{name}_mean", std=f"{name}_std", n=f"{name}_n", best=best) for name in labels],
@@ -706,8 +700,8 @@ def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
     return list(seen.values())
 
 
-def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float, float] | None:
-    """The 95 % percentile interval of the mean of `values` over `draws` resamples with a fixed seed; None below two.
+def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float | None, float | None]:
+    """The 95 % percentile interval of the mean of `values` over `draws` resamples with a fixed seed; None for one value.
 
     Efron's percentile interval, linear between order statistics. It knows the seeds that were run and no others: with
     two or three it is crude, can be no wider than their range, and covers the true mean less often than 95 times in
@@ -716,7 +710,7 @@ def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float, floa
     import polars as pl
 
     if len(values) < 2:
-        return None
+        return None, None
     series = pl.Series(values, dtype=pl.Float64)
     chunk = max(1, 4_000_000 // len(values))  # resamples at a time, to bound memory
     means = []
@@ -728,21 +722,24 @@ def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float, floa
     return found.quantile(0.025, "linear"), found.quantile(0.975, "linear")
 
 
-def configurations(points: pl.DataFrame, dims: list[str], config: list[str], select: str, metric: str) -> pl.DataFrame:
+def configurations(
+    points: pl.DataFrame, dims: list[str], config: list[str], over: list[str], select: str, metric: str
+) -> pl.DataFrame:
     """One row per configuration of each cell of `dims`: what its seeds say.
 
-    Out: `dims`, `config`, `runs`, `selection` (mean of the finite values of `select`, null without any), `selection_n`,
-    `n`, `mean`, `std` of the finite values of `metric`, and `values`, the list of them.
+    Out: `dims`, `config`, `runs`, `repeats` (runs with the `over` of another one), `selection` (mean of the finite
+    values of `select`, null without any), `n`, `mean`, `std` of the finite values of `metric`, and they as `values`.
     """
     import polars as pl
 
-    chosen, value = finite(select), finite(metric)
+    seed = pl.struct(over) if over else pl.lit(None)
+    known = pl.any_horizontal(pl.col(over).is_not_null()) if over else pl.lit(False)
     return points.group_by(*dims, *config, maintain_order=True).agg(
         pl.len().alias("runs"),
-        chosen.mean().alias("selection"),
-        chosen.count().alias("selection_n"),
+        (known.sum() - seed.filter(known).n_unique()).alias("repeats"),
+        finite(select).mean().alias("selection"),
         *summary(metric)[:3],
-        value.drop_nulls().alias("values"),
+        finite(metric).drop_nulls().alias("values"),
     )
 
 
@@ -765,28 +762,22 @@ def best_by(
     import polars as pl
 
     candidates = [c for c in hyperparameters(runs) if c not in (*dims, select, metric)]
-    points = take(runs, [*dims, *candidates, select, metric])
+    points = take(runs, [*dims, *candidates, *(over or []), select, metric])
     say_unusable(points, dict.fromkeys([select, metric]))
     varying = [c for c in candidates if points[c].n_unique() > 1]
+    per_run: list[str] = []
     if over is None:
         over = [c for c in varying if is_seed(c)]
         per_run = unique_per_run(points, [c for c in varying if c not in over])
-        if per_run:
-            say(f"Unique per run, so no hyperparameters: {', '.join(per_run)} (--over seed takes them for such)")
-        left_out = {*over, *per_run}
-        say(f"Averaged over {', '.join(over)}" if over else "No seed column varies: equal configurations are repeats")
-    else:
-        left_out = set(over)
-        say(f"Averaged over {', '.join(over)}")
-    config = [c for c in varying if c not in left_out]
-    if config:
-        # What is constant in every cell cannot tell its configurations apart, and would only lengthen their names.
-        inside = points.group_by(dims).agg(pl.col(config).n_unique()).select(pl.col(config).max()).row(0)
-        config = [c for c, n in zip(config, inside, strict=True) if n > 1]
-    if config:
-        config = [c for c in distinct_partitions(points, config) if c in config]
+    say(f"Averaged over {', '.join(over)}" if over else "No seed varies: runs of equal configuration are seeds")
+    if per_run:
+        say(f"Unique per run, so no hyperparameters: {', '.join(per_run)} (--over seed takes them for such)")
+    config = [c for c in varying if c not in over and c not in per_run]
+    # What is constant in every cell cannot tell its configurations apart, and would only lengthen their names.
+    inside = points.group_by(dims).agg(pl.col(config).n_unique())
+    config = distinct_partitions(points, [c for c in config if inside[c].max() > 1])
 
-    every = configurations(points, dims, config, select, metric)
+    every = configurations(points, dims, config, over, select, metric)
     overall = every.group_by(dims).agg(
         pl.col("mean").count().alias("configurations"),
         pl.col("mean").median().alias("median"),
@@ -800,17 +791,12 @@ def best_by(
     if missing := overall.height - chosen.height:
         say(f"warning: {missing} of {overall.height} cells have no run with a finite {select}: nothing to choose there")
     chosen = chosen.join(overall, on=dims, how="left", nulls_equal=True)
-    intervals = [bootstrap(values) or (None, None) for values in chosen["values"].to_list()]
-    chosen = chosen.with_columns(
-        pl.Series("ci_low", [low for low, _ in intervals], pl.Float64),
-        pl.Series("ci_high", [high for _, high in intervals], pl.Float64),
-    )
+    intervals = [bootstrap(values) for values in chosen["values"].to_list()]
+    intervals = pl.DataFrame(intervals, {"ci_low": pl.Float64, "ci_high": pl.Float64}, orient="row")
+    chosen = pl.concat([chosen, intervals], how="horizontal")
     order = [*within, "mean"]
     chosen = chosen.sort(order, descending=[False] * len(within) + [descending], nulls_last=True, maintain_order=True)
     warn_of_choice(chosen, dims, select, metric)
-    repeated = [c for c in over if c in points.columns]
-    warn_of_repeats(points, chosen, dims, config, repeated)
-
     notes = [f"Chosen by the {'highest' if select_highest else 'lowest'} mean {select} of a configuration:"]
     for row in chosen.iter_rows(named=True):
         cell = " / ".join(number(row[c]) for c in dims)
@@ -819,21 +805,7 @@ def best_by(
         notes.append(f"  {cell}: {values}; {others}, range {number(row['min'])} to {number(row['max'])}")
     return Answer(
         f"{metric} of the best configuration by {select}, mean ± std over seeds, 95 % bootstrap interval",
-        chosen.select(
-            *dims,
-            "mean",
-            "std",
-            "n",
-            "ci_low",
-            "ci_high",
-            "selection",
-            "configurations",
-            "median",
-            "min",
-            "max",
-            "runs",
-            *config,
-        ),
+        chosen.drop("values", "repeats", "most_seeds", "tied"),
         [
             *(Column(short(c), c, key=True) for c in dims),
             Column(short(metric), "mean", std="std", n="n", best="max" if descending else "min", within=tuple(within)),
@@ -863,27 +835,13 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], select: str, metric: s
         (pl.col("n") == 1, "rest on n = 1 run: no spread, no interval, and a lucky seed may have been chosen"),
         ((pl.col("n") > 1) & (pl.col("n") < pl.col("most_seeds")), "have fewer seeds than another configuration there"),
         (pl.col("n") < pl.col("runs"), f"chose a configuration some of whose runs have no finite {metric}: left out"),
+        (pl.col("repeats") > 0, "hold a seed twice; repeated runs count as n, but are not independent"),
         (pl.col("tied") > 1, f"have several configurations with the best {select}; the one with most seeds stands"),
     ):
         hit = chosen.filter(condition)
         if hit.height:
             cells = ", ".join(hit.head(3).select(label(dims)).to_series()) + (", ..." if hit.height > 3 else "")
             say(f"warning: {hit.height} of {chosen.height} cells {text} ({cells})")
-
-
-def warn_of_repeats(
-    points: pl.DataFrame, chosen: pl.DataFrame, dims: list[str], config: list[str], over: list[str]
-) -> None:
-    """Warn when a chosen configuration holds the same seed twice: repeated runs are not independent ones."""
-    import polars as pl
-
-    if not over:
-        return
-    same = points.join(chosen.select(*dims, *config), on=[*dims, *config], how="semi", nulls_equal=True)
-    seeds = same.filter(pl.any_horizontal(pl.col(over).is_not_null()))
-    repeats = seeds.height - seeds.select(*dims, *config, *over).unique().height
-    if repeats:
-        say(f"warning: {repeats} runs of the chosen configurations repeat the seed of another; each counts as an n")
 
 
 # What matters ---------------------------------------------------------------------------------------------------------
@@ -973,11 +931,7 @@ def sql(runs: Runs, query: str) -> Answer:
     """The result of a Polars SQL query over `runs` and, if there are history files beside them, `history`."""
     import polars as pl
 
-    frame = runs.frame
-    aliased = {new: pl.col(old) for new, old in ALIASES.items() if old in runs.schema and new not in runs.schema}
-    if any(alias in query for alias in aliased):
-        frame = frame.with_columns(**aliased)
-    tables = {"runs": frame}
+    tables = {"runs": aliased(runs, query)}
     columns = list(runs.schema)
     if re.search(r"\bhistory\b", query, re.I):
         tables["history"] = history(runs)
@@ -986,7 +940,7 @@ def sql(runs: Runs, query: str) -> Answer:
         result = pl.SQLContext(tables).execute(query, eager=True)
     except pl.exceptions.ColumnNotFoundError as error:
         name = re.search(r'"([^"]+)"', str(error))
-        raise unknown(name[1] if name else query, columns, "column") from None
+        raise unknown(name[1] if name else query, columns) from None
     except pl.exceptions.PolarsError as error:
         raise Stop(f"--sql: {first_line(error)}. Tables are runs and history; --schema lists the columns.") from None
     return Answer(f"{result.height} rows", result, [Column(c, c, key=i == 0) for i, c in enumerate(result.columns)])
@@ -1008,11 +962,9 @@ def schema(runs: Runs, match: str | None) -> Answer:
 
     columns = sorted(runs.schema, key=lambda c: ("run", "name", "config", "metric", "json").index(kind(c)))
     if match:
-        try:
-            pattern = re.compile(match, re.I)
-        except re.error as error:
-            raise Stop(f"--match {match!r} is no regular expression: {error}.") from None
-        columns = [c for c in columns if pattern.search(c) or pattern.search(runs.keys.get(c, ""))]
+        both = pl.DataFrame({"column": columns, "key": [runs.keys.get(column) for column in columns]})
+        either = pl.any_horizontal(matching("--match", match, name) for name in ("column", "key"))
+        columns = both.cast(pl.String).filter(either)["column"].to_list()
         if not columns:
             raise Stop(f"no column matches --match {match!r}.{nearest(match, runs.schema)}", 1)
     points = take(runs, columns)
@@ -1145,6 +1097,8 @@ def number(value: object) -> str:
     """A value as a cell: 4 significant digits, null as `-`, no line breaks or control characters."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         if 1e4 <= abs(value) < 1e6:
             return f"{value:.0f}"
@@ -1254,79 +1208,58 @@ def plain(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.Series(c, [json.dumps(v, default=str) for v in frame[c].to_list()]) for c in nested)
 
 
+def typeset(answer: Answer, escape: Callable[[str], str], bold: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and rows of the shown table, all of its columns; `escape` is put on every text, the best go into `bold`."""
+    columns = []
+    for column in answer.columns:
+        texts = zip(*cells(answer, column), strict=True)
+        columns.append([bold.replace("%", escape(text)) if best else escape(text) for text, best in texts])
+    return [escape(number(column.title)) for column in answer.columns], list(zip(*columns, strict=True))
+
+
 def as_markdown(answer: Answer) -> str:
     """The shown table for a README; the best in bold."""
+    head, rows = typeset(answer, lambda text: re.sub(r"([\\|_*<`])", r"\\\1", text), "**%**")
+    rule = [":--" if left_aligned(answer, column) else "--:" for column in answer.columns]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, rule, *rows])
 
-    def escaped(text: str) -> str:
-        return (
-            text.replace("\\", "\\\\").replace("|", "\\|").replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;")
-        )
 
-    left = [left_aligned(answer, c) for c in answer.columns]
-    made = [cells(answer, column) for column in answer.columns]
-    body = [[f"**{escaped(t)}**" if b else escaped(t) for t, b in zip(*m, strict=True)] for m in made]
-    lines = [[escaped(number(c.title)) for c in answer.columns], ["---" if is_left else "---:" for is_left in left]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [*lines, *zip(*body, strict=True)])
+LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {"±": r"$\pm$", "²": "$^2$", "…": r"\dots{}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def as_latex(answer: Answer) -> str:
     """The shown table for a paper, with booktabs; the best in bold."""
 
-    special = {c: f"\\{c}" for c in "_%&#${}"} | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    }
-    special |= {"±": r"$\pm$", "…": r"\dots{}", "×": r"$\times$"}
+    def escape(text: str) -> str:
+        text = "--" if text == "-" else "".join(LATEX.get(character, character) for character in text)
+        return re.sub(r"(?<![\w.])(-?[\d.]+)e([+-]?)0*(\d+)(?!\w)", power, text)
 
-    def escaped(text: str) -> str:
-        text = "".join(special.get(character, character) for character in text)
-        return re.sub(
-            r"(?<![\w.])(-?\d+(?:\.\d+)?)e([+-])0*(\d+)",
-            lambda m: f"${m[1]} \\times 10^{{{m[2].strip('+')}{m[3]}}}$",
-            text,
-        )
+    def power(match: re.Match[str]) -> str:
+        return f"${match[1]} \\times 10^{{{match[2].replace('+', '')}{match[3]}}}$"
 
-    made = [cells(answer, column) for column in answer.columns]
-    body = [
-        [f"\\textbf{{{escaped(t)}}}" if b else "--" if t == "-" else escaped(t) for t, b in zip(*m, strict=True)]
-        for m in made
-    ]
-    align = "".join("l" if left_aligned(answer, c) else "r" for c in answer.columns)
-    rows = [" & ".join(row) + r" \\" for row in zip(*body, strict=True)]
-    head = " & ".join(escaped(number(c.title)) for c in answer.columns) + r" \\"
-    lines = [
-        "% \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{{align}}}",
-        r"\toprule",
-        head,
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
+    head, rows = typeset(answer, escape, r"\textbf{%}")
+    align = "".join("l" if left_aligned(answer, column) else "r" for column in answer.columns)
+    body = "".join(" & ".join(row) + " \\\\\n" for row in rows)
+    return (
+        f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{align}}}\n\\toprule\n"
+        f"{' & '.join(head)} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    )
 
 
 def as_html(answer: Answer) -> str:
-    """The shown table as a page of its own; the best in bold, the full number under the pointer."""
-    made = [cells(answer, column) for column in answer.columns]
-    left = ["" if left_aligned(answer, c) else ' class="n"' for c in answer.columns]
-    head = "".join(f"<th{a}>{html.escape(number(c.title))}</th>" for a, c in zip(left, answer.columns, strict=True))
-    rows = []
-    for i in range(answer.frame.height):
-        row = ""
-        for a, column, (texts, best) in zip(left, answer.columns, made, strict=True):
-            text = html.escape(texts[i])
-            full = html.escape(str(answer.frame[column.value][i]), quote=True)
-            row += f'<td{a} title="{full}">{f"<b>{text}</b>" if best[i] else text}</td>'
-        rows.append(f"<tr>{row}</tr>")
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in answer.notes)
+    """The shown table as a page of its own; the best in bold."""
+    head, rows = typeset(answer, html.escape, "<b>%</b>")
+    right = [i for i, column in enumerate(answer.columns, 1) if not left_aligned(answer, column)]
+    numbers = ",".join(f"tr>:nth-child({i})" for i in right) or "none"
+    title = html.escape(answer.title)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(answer.title)}</title><style>'
-        "body{font:14px system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
-        "th,td{padding:.3em .8em;text-align:left;border-bottom:1px solid #ddd}.n{text-align:right}</style>"
-        f"<h3>{html.escape(answer.title)}</h3><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{notes}</html>\n"
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n<style>\n'
+        "body { font: 14px system-ui, sans-serif; margin: 2em } table { border-collapse: collapse }\n"
+        f"th, td {{ padding: .3em .8em; text-align: left; border-bottom: 1px solid }} {numbers} {{ text-align: right }}"
+        f"\n</style>\n<h3>{title}</h3>\n<table>\n<thead><tr><th>{'<th>'.join(head)}</thead>\n<tbody>\n"
+        + "".join(f"<tr><td>{'<td>'.join(row)}\n" for row in rows)
+        + f"</tbody></table>\n{''.join(f'<p>{html.escape(note)}</p>' for note in answer.notes)}</html>\n"
     )
 
 
@@ -1365,53 +1298,45 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]  # for more groups than colours
 
 
-def tooltip(frame: pl.DataFrame) -> list[alt.Tooltip]:
-    """What the pointer shows: the columns of `frame` in their order, numbers with 4 significant digits."""
-    import altair as alt
-
-    fields = [(c, dtype) for c, dtype in frame.schema.items() if c != "url" and not c.startswith("_")]
-    return [
-        alt.Tooltip(shorthand(c), type="quantitative", format=".4~g")
-        if dtype.is_float()
-        else alt.Tooltip(shorthand(c), type="nominal")
-        for c, dtype in fields
-    ]
-
-
-def shorthand(column: str) -> str:
-    """A column in Vega's spelling, where dots, brackets and quotes in names mean something else."""
+def field_of(column: str) -> str:
+    """A column in Vega's spelling, where dots, brackets, quotes and colons in names mean something else."""
     return re.sub(r"([.\[\]'\"\\:])", r"\\\1", column)
 
 
-def linked(frame: pl.DataFrame) -> dict[str, str]:
-    """The encoding that opens a run in W&B on a click, where its address is known."""
-    return {"href": "url:N"} if "url" in frame.columns else {}
-
-
-def scale(frame: pl.DataFrame, *columns: str) -> alt.Scale:
-    """A scale that need not hold zero; logarithmic where all values are positive and span more than two decades."""
+def pointer(frame: pl.DataFrame) -> dict[str, object]:
+    """For the pointer: a tooltip with the columns of `frame`, and with a click the run in W&B if `url` is there."""
     import altair as alt
+
+    tips = [
+        alt.Tooltip(field_of(column), type="quantitative" if dtype.is_float() else "nominal")
+        for column, dtype in frame.schema.items()
+        if column != "url" and not column.startswith("_")
+    ]
+    return {"tooltip": tips} | ({"href": "url:N"} if "url" in frame.columns else {})
+
+
+def scale(frame: pl.DataFrame, *columns: str) -> dict[str, object]:
+    """A scale that need not hold zero; logarithmic where all values are positive and span more than two decades."""
     import polars as pl
 
-    values = pl.concat(frame[c].cast(pl.Float64) for c in columns).drop_nulls()
-    low, high = values.min(), values.max()
-    if isinstance(low, float) and isinstance(high, float) and low > 0 and high > 100 * low:
-        return alt.Scale(type="log", nice=False)
-    return alt.Scale(zero=False)
+    values = pl.concat(frame[column].cast(pl.Float64) for column in columns).drop_nulls()
+    if len(values) and values.min() > 0 and values.max() > 100 * values.min():
+        return {"type": "log", "nice": False}
+    return {"type": "linear", "zero": False}
 
 
 def draw_top(frame: pl.DataFrame, metric: str) -> alt.Chart:
-    """The top runs as a dot plot, best on top; `frame` has `name`, `metric`, perhaps `arch` and `url`."""
+    """The top runs as a dot plot, best on top; `frame` has `#`, `name`, `metric`, perhaps `arch` and `url`."""
     import altair as alt
 
-    frame = frame.with_columns(_row=label(["#", "name"]).str.replace(" / ", "  ", literal=True))
-    y = alt.Y("_row:N", sort=None, title=None, axis=alt.Axis(grid=True))
-    x = alt.X(f"{shorthand(metric)}:Q", title=short(metric), scale=scale(frame, metric))
-    colour = {}
-    if "arch" in frame.columns:
-        colour["color"] = alt.Color("arch:N", scale=alt.Scale(range=COLOURS), title="arch")
-    base = alt.Chart(frame, height=alt.Step(20), width=420)
-    return base.mark_circle(size=110, opacity=1).encode(x, y, tooltip=tooltip(frame), **colour, **linked(frame))
+    arch = {"color": alt.Color("arch:N", scale={"range": COLOURS})} if "arch" in frame.columns else {}
+    chart = alt.Chart(frame.with_columns(_row=label(["#", "name"], "  ")), width=420, height=alt.Step(20))
+    return chart.mark_circle(size=110, opacity=1).encode(
+        alt.X(f"{field_of(metric)}:Q", title=short(metric), scale=scale(frame, metric)),
+        alt.Y("_row:N", sort=None, title=None, axis={"grid": True}),
+        **arch,
+        **pointer(frame),
+    )
 
 
 def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: list[str]) -> alt.HConcatChart:
@@ -1422,17 +1347,16 @@ def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: 
     panels = []
     for metric in metrics:
         frame = points.with_columns(finite(metric), _group=label(by)).filter(pl.col(metric).is_not_null())
-        spread_out = (pl.int_range(pl.len()).over("_group") * 0.618034) % 1 - 0.5  # even, and the same every time
-        frame = frame.select(
-            "_group", *by, metric, *(c for c in ("name", "url") if c in frame.columns), _jitter=spread_out
+        # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
+        frame = frame.with_columns(_height=(pl.int_range(pl.len()).over("_group") * 0.618034) % 1 - 0.5)
+        chart = alt.Chart(frame.drop(m for m in metrics if m != metric), width=480 // len(metrics) + 60).encode(
+            alt.X(f"{field_of(metric)}:Q", title=short(metric), scale=scale(frame, metric)),
+            alt.Y("_group:N", sort=order, title=names(by) if metric == metrics[0] else None),
         )
-        y = alt.Y("_group:N", sort=order, title=names(by) if metric == metrics[0] else None)
-        x = alt.X(f"{shorthand(metric)}:Q", title=short(metric), scale=scale(frame, metric))
-        base = alt.Chart(frame, height=alt.Step(36), width=480 if len(metrics) == 1 else 300)
-        box = base.mark_boxplot(outliers=False, size=22, color="#bbb", median={"color": "black"}).encode(x, y)
-        offset = alt.YOffset("_jitter:Q", scale=alt.Scale(domain=[-1, 1]))
-        circles = base.mark_circle(size=36, opacity=0.7, color=COLOURS[0])
-        panels.append(box + circles.encode(x, y, offset, tooltip=tooltip(frame), **linked(frame)))
+        box = chart.mark_boxplot(outliers=False, size=22, color="#bbb", median={"color": "black"})
+        circle = chart.mark_circle(size=36, opacity=0.7, color=COLOURS[0])
+        height = alt.YOffset("_height:Q", scale={"domain": [-1, 1]})
+        panels.append((box + circle.encode(height, **pointer(frame))).properties(height=alt.Step(36)))
     return alt.hconcat(*panels)
 
 
@@ -1442,35 +1366,30 @@ def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: s
     import polars as pl
 
     mean = pl.col("mean")
-    best = (mean == (mean.max() if descending else mean.min()).over(cols)).fill_null(False)
-    frame = groups.sort(*rows, *cols, nulls_last=True).select(
-        _row=label(rows), _col=label(cols), best=best, mean=mean, std="std", n="n"
+    frame = groups.drop_nulls("mean").sort(*rows, *cols, nulls_last=True)
+    colours = scale(frame, "mean")
+    depth = mean.log() if colours["type"] == "log" else mean
+    frame = frame.select(
+        *("mean", "std", "n"),
+        _row=label(rows),
+        _col=label(cols),
+        _best=mean == (mean.max() if descending else mean.min()).over(cols),
+        _dark=(depth - depth.min()) / (depth.max() - depth.min()) > 0.55,
     )
-    of = scale(frame, "mean")
-    log = of.to_dict().get("type") == "log"
-    depth = mean.log() if log else mean
-    share = (depth - depth.min()) / (depth.max() - depth.min())
-    texts = [
-        f"{number(m)} ± {number(s)}" if s is not None else number(m) for m, s in frame.select("mean", "std").rows()
-    ]
-    frame = frame.with_columns(pl.Series("_text", texts, pl.String), _dark=(share > 0.55).fill_null(False))
-    x = alt.X("_col:N", sort=None, title=names(cols), axis=alt.Axis(orient="top", labelAngle=0))
-    y = alt.Y("_row:N", sort=None, title=names(rows))
-    base = alt.Chart(frame, width=alt.Step(max(130, 9 * max(map(len, texts), default=0))), height=alt.Step(44)).encode(
-        x, y
+    texts = [number(m) if s is None else f"{number(m)} ± {number(s)}" for m, s in frame.select("mean", "std").rows()]
+    frame = frame.with_columns(pl.Series("_text", texts, pl.String), _n=pl.format("n={}", "n"))
+    width = max([130, *(9 * len(text) for text in texts)])
+    cell = alt.Chart(frame, width=alt.Step(width), height=alt.Step(44)).encode(
+        alt.X("_col:N", sort=None, title=names(cols), axis={"orient": "top", "labelAngle": 0}),
+        alt.Y("_row:N", sort=None, title=names(rows)),
     )
-    colour = alt.Color(
-        "mean:Q",
-        title=f"mean {short(metric)}",
-        scale=alt.Scale(scheme="blues", type="log" if log else "linear", zero=False),
-    )
-    ink = alt.condition("datum._dark", alt.value("white"), alt.value("black"))
-    text = base.encode(color=ink)
+    shade = alt.Color("mean:Q", title=f"mean {short(metric)}", scale={"scheme": "blues", **colours})
+    ink = cell.encode(color=alt.condition("datum._dark", alt.value("white"), alt.value("black")))
     return (
-        base.mark_rect(stroke="white").encode(color=colour, tooltip=tooltip(frame))
-        + text.transform_filter("!datum.best").mark_text(dy=-7).encode(text="_text:N")
-        + text.transform_filter("datum.best").mark_text(dy=-7, fontWeight="bold").encode(text="_text:N")
-        + text.transform_calculate(_n="'n=' + datum.n").mark_text(dy=9, fontSize=10).encode(text="_n:N")
+        cell.mark_rect(stroke="white").encode(shade, **pointer(frame))
+        + ink.transform_filter("!datum._best").mark_text(dy=-7).encode(text="_text:N")
+        + ink.transform_filter("datum._best").mark_text(dy=-7, fontWeight="bold").encode(text="_text:N")
+        + ink.mark_text(dy=9, fontSize=10).encode(text="_n:N")
     )
 
 
@@ -1479,20 +1398,25 @@ def draw_best(chosen: pl.DataFrame, dims: list[str], metric: str) -> alt.LayerCh
     import altair as alt
     import polars as pl
 
-    best, all_ = "best configuration, 95 % interval", "all configurations, median and range"
-    frame = chosen.drop("values").with_columns(_row=label(dims), _best=pl.lit(best), _all=pl.lit(all_))
-    y = alt.Y("_row:N", sort=None, title=names(dims))
-    of = scale(frame, "mean", "min", "max")
-    colours = alt.Scale(domain=[best, all_], range=[COLOURS[1], "#999"])
-    legend = alt.Legend(title=None, orient="bottom", symbolOpacity=1)
-    base = alt.Chart(frame, height=alt.Step(30), width=460).encode(y, tooltip=tooltip(frame))
-    x = alt.X("mean:Q", title=short(metric), scale=of)
-    grey, red = (alt.Color(f"{field}:N", scale=colours, legend=legend) for field in ("_all", "_best"))
+    best, every = "best configuration, 95 % interval", "all configurations, median and range"
+    frame = chosen.drop("values").with_columns(_row=label(dims), _best=pl.lit(best), _every=pl.lit(every))
+    chart = alt.Chart(frame, width=460, height=alt.Step(30)).encode(
+        alt.Y("_row:N", sort=None, title=names(dims)), **pointer(frame)
+    )
+    legend = {
+        "scale": {"domain": [best, every], "range": [COLOURS[1], "#999"]},
+        "legend": {"title": None, "orient": "bottom", "symbolOpacity": 1},
+    }
+    red, grey = alt.Color("_best:N", **legend), alt.Color("_every:N", **legend)
+
+    def x(field: str) -> alt.X:
+        return alt.X(f"{field}:Q", title=short(metric), scale=scale(frame, "mean", "min", "max", "ci_low", "ci_high"))
+
     return (
-        base.mark_rule(strokeWidth=7, opacity=0.35).encode(alt.X("min:Q", scale=of), alt.X2("max"), grey)
-        + base.mark_tick(thickness=3, size=16).encode(alt.X("median:Q", scale=of), grey)
-        + base.mark_rule(strokeWidth=2).encode(alt.X("ci_low:Q", scale=of), alt.X2("ci_high"), red)
-        + base.mark_point(filled=True, size=45, opacity=1).encode(x, red)
+        chart.mark_rule(strokeWidth=7, opacity=0.35).encode(x("min"), alt.X2("max"), grey)
+        + chart.mark_tick(thickness=3, size=16).encode(x("median"), grey)
+        + chart.mark_rule(strokeWidth=2).encode(x("ci_low"), alt.X2("ci_high"), red)
+        + chart.mark_point(filled=True, size=45, opacity=1).encode(x("mean"), red)
     )
 
 
@@ -1501,42 +1425,21 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.L
     import altair as alt
     import polars as pl
 
+    mean, std = pl.col("mean"), pl.col("std")
     frame = stats.sort(*groups, "_x", nulls_last=True).select(
-        "mean",
-        "std",
-        "n",
-        group=label(groups),
-        x="_x",
-        low=pl.col("mean") - pl.col("std"),
-        high=pl.col("mean") + pl.col("std"),
+        "mean", "std", "n", x="_x", group=label(groups), _low=mean - std, _high=mean + std
     )
-    order = frame["group"].unique(maintain_order=True).to_list()
-    many = len(order) > len(COLOURS)
-    colour = alt.Color(
-        "group:N",
-        sort=order,
-        scale=alt.Scale(range=COLOURS),
-        title=names(groups),
-        legend=alt.Legend(symbolOpacity=1),
+    lines = frame["group"].unique(maintain_order=True).to_list()
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
+    dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(lines))]
+    shown = {"title": names(groups), "legend": {"symbolOpacity": 1, "symbolType": "stroke", "symbolStrokeWidth": 3}}
+    chart = alt.Chart(frame, width=560, height=340).encode(
+        alt.X("x:Q", title=x, scale={"nice": False}),
+        alt.Color("group:N", scale={"domain": lines, "range": colours}, **shown),
     )
-    dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(order))]
-    dash = (
-        {
-            "strokeDash": alt.StrokeDash(
-                "group:N", sort=order, scale=alt.Scale(domain=order, range=dashes), title=names(groups)
-            )
-        }
-        if many
-        else {}
-    )
-    base = alt.Chart(frame, width=560, height=340).encode(alt.X("x:Q", title=x, scale=alt.Scale(nice=False)))
-    band = base.mark_area(opacity=0.18).encode(
-        alt.Y("low:Q", title=y, scale=alt.Scale(zero=False)), alt.Y2("high"), colour
-    )
-    line = base.mark_line(strokeWidth=2).encode(
-        alt.Y("mean:Q", scale=alt.Scale(zero=False)), colour, tooltip=tooltip(frame), **dash
-    )
-    return band + line
+    dash = alt.StrokeDash("group:N", scale={"domain": lines, "range": dashes}, **shown)
+    band = chart.mark_area(opacity=0.18).encode(alt.Y("_low:Q", title=y, scale={"zero": False}), alt.Y2("_high"))
+    return band + chart.mark_line(strokeWidth=2).encode(alt.Y("mean:Q", title=y), dash, **pointer(frame))
 
 
 def plot(answer: Answer, path: Path) -> None:
@@ -1622,7 +1525,7 @@ def parser() -> argparse.ArgumentParser:
         "-m",
         "--metric",
         metavar="NAME",
-        help="metric_test_mse, test_mse and test/mse are one; default: a common test metric",
+        help="test/mse, test_mse or metric_test_mse; default: the first common one with values",
     )
     metric.add_argument("--metrics", metavar="A,B,..", help="several side by side; the first one orders")
     metric.add_argument("--descending", action="store_true", help="the highest is the best (accuracies)")
@@ -1640,7 +1543,7 @@ def parser() -> argparse.ArgumentParser:
         "--best-by",
         metavar="METRIC[:max]",
         help="in each cell of --rows and --cols (or of --group-by) the configuration with the best mean METRIC over "
-        "seeds; its --metric as mean ± std with a 95%% bootstrap interval, beside median and range of all configurations",
+        "seeds; its --metric as mean ± std with a 95%% bootstrap interval, beside median and range of all of them",
     )
     question.add_argument(
         "--over",
@@ -1745,6 +1648,8 @@ def main() -> int:
     made = parser()
     args = made.parse_args()
     check(args, made)
+    if args.output and args.output == args.plot:
+        made.error("-o and --plot name the same file")
     runs = read(find_files(args.input))
     if args.output and args.output.resolve() in [path.resolve() for path in runs.files]:
         raise Stop(f"{args.output} is read from, and would be overwritten. Choose another -o.")
