@@ -1,0 +1,236 @@
+"""list_entities.py: its counts are W&B's, it costs few requests, and it names what it cannot show."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TOOLS, clean_env, load_script, run_script
+from wandb_server import KEY, WandbServer, sample
+
+STATES = ["running", "finished", "crashed", "failed", "killed", "pending", "preempting", "preempted"]
+TEAM = "graph_denoise_team"
+
+
+@pytest.fixture
+def server():
+    with WandbServer() as server:
+        yield server
+
+
+def env(server: WandbServer, home: Path, **extra: str) -> dict[str, str]:
+    return clean_env(home, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY, **extra)
+
+
+def listed(server: WandbServer, home: Path, *args: str, code: int = 0, **extra: str) -> dict:
+    """What `--json` prints: entity -> its object."""
+    done = run_script("list_entities.py", *args, "--json", cwd=home, env=env(server, home, **extra))
+    assert done.returncode == code, done.stderr
+    return {entity["name"]: entity for entity in json.loads(done.stdout)["entities"]}
+
+
+def account(script, server: WandbServer, key: str = KEY):
+    return script.Account(server.url, server.url, key, "a test", [])
+
+
+def test_json_is_the_contract_and_counts_every_state(server, tmp_path):
+    odd = 'a "quoted" \\ {name} $x 模型'
+    for position, state in enumerate(STATES):
+        for number in range(position + 1):
+            server.add_run(TEAM, odd, state=state, created_at=f"2025-10-{position + 1:02}T0{number}:00:00Z")
+    server.add_run(TEAM, "small", state="finished", created_at="2025-11-05T10:00:00Z")
+    server.add_project(TEAM, "empty")
+    assert listed(server, tmp_path, "-e", TEAM) == {
+        TEAM: {
+            "name": TEAM,
+            "total_projects": 3,
+            "total_runs": 37,
+            "total_finished": 3,
+            "projects": [
+                {
+                    "name": odd,
+                    "run_count": 36,
+                    "finished_count": 2,
+                    "running_count": 1,
+                    "failed_count": 7,
+                    "last_run_at": "2025-10-08T07:00:00Z",
+                },
+                {
+                    "name": "small",
+                    "run_count": 1,
+                    "finished_count": 1,
+                    "running_count": 0,
+                    "failed_count": 0,
+                    "last_run_at": "2025-11-05T10:00:00Z",
+                },
+                {
+                    "name": "empty",
+                    "run_count": 0,
+                    "finished_count": 0,
+                    "running_count": 0,
+                    "failed_count": 0,
+                    "last_run_at": None,
+                },
+            ],
+        }
+    }
+
+
+def test_counts_are_those_of_the_real_client(server, tmp_path):
+    sample(server)
+    ours = listed(server, tmp_path, "-e", TEAM)[TEAM]
+    loop = f"""
+import json, wandb
+api = wandb.Api()
+wanted = {{"run_count": {{}}, "finished_count": {{"state": "finished"}}, "running_count": {{"state": "running"}},
+           "failed_count": {{"state": {{"$in": ["crashed", "failed"]}}}}}}
+found = {{}}
+for project in api.projects("{TEAM}"):
+    path = f"{TEAM}/{{project.name}}"
+    found[project.name] = {{name: len(api.runs(path, filters, per_page=1)) for name, filters in wanted.items()}}
+    found[project.name]["last_run_at"] = api.runs(path, order="-created_at", per_page=1)[0].created_at
+print(json.dumps(found))
+"""
+    client = subprocess.run(
+        [sys.executable, "-c", loop],
+        cwd=tmp_path,
+        env=env(server, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    theirs = json.loads(client.stdout)
+    assert {project.pop("name"): project for project in ours["projects"]} == theirs
+    assert len(theirs) == 4
+
+
+def test_table_is_sorted_totalled_and_fits_eighty_columns(server, tmp_path):
+    sample(server)
+    server.add_run(TEAM, "x" * 100, state="finished", created_at="2026-01-02T03:04:05Z")
+    server.add_run(TEAM, "[bold]a :smile: [/x]", state="crashed", created_at="2024-01-02T03:04:05Z")
+    done = run_script("list_entities.py", "-e", TEAM, cwd=tmp_path, env=env(server, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= 80 for line in done.stdout.splitlines()), done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == f"{TEAM}: 6 projects, 314 runs".split()
+    assert ["spectral_denoising", "216", "201", "0", "15", "93.1%", "2025-09-20"] in lines
+    assert ["total", "314", "293", "3", "18", "93.3%", "2026-01-02"] in lines
+    assert "[bold]a :smile: [/x]" in done.stdout
+    counts = [int(line[1]) for line in lines if len(line) == 7 and line[1].isdigit() and line[0] != "total"]
+    assert counts == sorted(counts, reverse=True)
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_entities_asked_for(server, tmp_path):
+    sample(server)
+    assert list(listed(server, tmp_path)) == ["tester"]
+    assert list(listed(server, tmp_path, WANDB_ENTITY=f" {TEAM} , tester,")) == [TEAM, "tester"]
+    assert list(listed(server, tmp_path, "-e", "tester", WANDB_ENTITY=TEAM)) == ["tester"]
+    assert list(listed(server, tmp_path, "--discover")) == ["tester", TEAM]
+    assert list(listed(server, tmp_path, "--discover", "-e", TEAM, "-e", TEAM)) == [TEAM, "tester"]
+
+
+def test_empty_entity_is_an_answer(server, tmp_path):
+    done = run_script("list_entities.py", cwd=tmp_path, env=env(server, tmp_path))
+    assert (done.returncode, done.stdout) == (0, "tester: 0 projects, 0 runs\n")
+
+
+@pytest.mark.parametrize("hidden", ["null", "empty", "error"])
+def test_an_entity_that_cannot_be_seen_is_named_and_the_others_come(server, tmp_path, hidden):
+    sample(server)
+    server.weather.hidden_entities = hidden
+    args = ["-e", "graph_denoise_tean", "-e", TEAM]
+    done = run_script("list_entities.py", *args, "--json", cwd=tmp_path, env=env(server, tmp_path))
+    assert done.returncode == 1
+    assert [entity["name"] for entity in json.loads(done.stdout)["entities"]] == [TEAM]
+    assert "'graph_denoise_tean'" in done.stderr
+    assert f"Did you mean {TEAM}?" in done.stderr
+    alone = run_script("list_entities.py", "-e", "nowhere", cwd=tmp_path, env=env(server, tmp_path))
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert "'nowhere'" in alone.stderr
+    assert f"tester, {TEAM}" in alone.stderr
+
+
+def test_a_hundred_projects_cost_few_requests_and_no_run_is_fetched(server, tmp_path):
+    for number in range(100):
+        server.fill(TEAM, f"project_{number:03}", 20, config_values=5, metrics=5)
+    server.weather.latency = 0.08
+    assert len(listed(server, tmp_path, "-e", TEAM)[TEAM]["projects"]) == 100
+    assert server.stats.requests["Projects"] == 1
+    assert server.stats.total <= 14
+    assert server.stats.max_in_flight > 3
+    assert server.stats.full_runs == 0
+    assert server.stats.runs == 100  # the date of the last run of each
+
+
+def test_listing_goes_on_behind_the_first_page(server, tmp_path):
+    for number in range(501):
+        server.add_project(TEAM, f"project_{number}")
+    assert listed(server, tmp_path, "-e", TEAM)[TEAM]["total_projects"] == 501
+    assert server.stats.requests["Projects"] == 2
+
+
+def test_a_request_that_is_too_much_is_cut_in_two(server):
+    script = load_script("list_entities.py")
+    sample(server)
+    projects = [(TEAM, project.name) for project in server.projects_of(TEAM)]
+    server.weather.error_5xx, server.weather.only = 2, {"CountRuns"}
+    counted = list(script.count_runs(script.Server(account(script, server), 1), projects))
+    assert [facts["name"] for facts, _ in counted] == [name for _, name in projects]
+    assert [facts["run_count"] for facts, _ in counted] == [len(server.runs(*project)) for project in projects]
+    assert [problem for _, problem in counted] == [""] * 4
+    assert server.stats.requests["CountRuns"] == 4
+
+
+def test_a_project_that_vanished_is_named_and_the_others_are_counted(server):
+    script = load_script("list_entities.py")
+    sample(server)
+    projects = [(TEAM, "pyg_transfer"), (TEAM, "gone")]
+    (first, fine), (second, problem) = script.count_runs(script.Server(account(script, server), 1), projects)
+    assert (first["run_count"], fine) == (24, "")
+    assert second == {"name": "gone"} | dict.fromkeys([*script.COUNTS, "last_run_at"])
+    assert "no such project" in problem
+
+
+def test_projects_that_cannot_be_counted_are_named_and_shown_without_counts(server, monkeypatch, capsys):
+    script = load_script("list_entities.py")
+    monkeypatch.setattr(script, "TRIES", 1)  # each further try would be seconds later
+    sample(server)
+    server.weather.error_5xx, server.weather.only = 1.0, {"CountRuns"}
+    args = script.parse_arguments(["-e", TEAM])
+    assert script.list_entities(script.Server(account(script, server), 8), args) == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("error: ") == 4
+    assert f"error: {TEAM}/pyg_transfer: HTTP 503" in shown.err
+    assert ["pyg_transfer", "-", "-", "-", "-", "-", "-"] in [line.split() for line in shown.out.splitlines()]
+
+
+def test_control_c_ends_it_at_once(server, tmp_path):
+    server.weather.hang = 1.0
+    process = subprocess.Popen(
+        [sys.executable, TOOLS / "list_entities.py"],
+        env=env(server, tmp_path),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + 30
+    while not server.stats.total and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("args", [["-e"], ["-e", " "], ["--nonsense"], ["surplus"]])
+def test_wrong_arguments_end_with_two(tmp_path, args):
+    done = run_script("list_entities.py", *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "usage: list_entities.py" in done.stderr
