@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import polars as pl
+    from pyarrow.fs import FileSystem
     from rich.console import Console
 
 DEFAULT_INPUT = "wandb_export"
@@ -157,17 +158,23 @@ RULES: dict[str, Rule] = {
 }
 
 
-def parse(text: pl.Expr, rule: Rule) -> pl.Expr:
-    """What a rule of `RULES` finds in `text`, a String expression: a String, null where it finds nothing."""
+def separated(text: pl.Expr) -> pl.Expr:
+    """`text` in lower case, `_` for every other separator and at both ends, so that `_ego_` finds the word `ego`."""
+    import polars as pl
+
+    return pl.format("_{}_", text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"))
+
+
+def parse(text: pl.Expr, words: pl.Expr, rule: Rule) -> pl.Expr:
+    """What a rule of `RULES` finds in `text`, whose `separated` form is `words`: String, null where it finds none."""
     import polars as pl
 
     if isinstance(rule, str):
         return text.str.extract(f"(?i){rule}", 1)
     if isinstance(rule, dict):
         found = {value: text.str.contains(f"(?i){regex}") for value, regex in rule.items()}
-    else:  # plain text search between separators: many regular expressions at once are slow
-        words = pl.format("_{}_", text.str.to_lowercase().str.replace_all(r"[^\pL\pN]+", "_"))
-        framed = {word: re.sub(r"[\W_]+", "_", f"_{word.lower()}_") for word in rule}
+    else:  # plain text, because Polars compiles a long list of regular expressions anew for every batch of rows
+        framed = {word: re.sub(r"\W", "_", f"_{word.lower()}_") for word in rule}
         found = {word: words.str.contains(frame, literal=True) for word, frame in framed.items()}
     return pl.coalesce([pl.when(hit).then(pl.lit(value)) for value, hit in found.items()] or pl.lit(None, pl.String))
 
@@ -189,11 +196,13 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
         return pl.coalesce([pl.when(value != "").then(value) for value in there] or pl.lit(None, pl.String))
 
     rules = {column: rules.get(column, []) for column in RULES} | rules
+    name, words, arch = text("name"), pl.col("__words"), pl.col("arch")
+    target = text("config_model__target_", "config_model_target")
     same_graph = text("config_data_same_graph_all_splits").str.to_lowercase().is_in(["true", "1"])
     single_graph = text("config_data__target_").str.contains("SingleGraph", literal=True)
     single = pl.any_horizontal(same_graph, single_graph).fill_null(False)
     added = {"protocol": pl.when(single).then(pl.lit("single_graph")).otherwise(pl.lit("distribution"))}
-    added |= {column: parse(text("name"), rule) for column, rule in rules.items()}
+    added |= {column: parse(name, words, rule) for column, rule in rules.items()}
     added["stage"] = added["stage"].str.to_lowercase()
     added["arch"] = pl.coalesce(added["arch"], text("config_model_type"))
     config = ("data_dataset_name", "dataset_name", "data_graph_type", "graph_type")
@@ -204,11 +213,12 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
         added[column] = added[column].cast(pl.Float64, strict=False)
     for column in ("asymmetric_flag", "pearl_flag"):
         added[column] = added[column].is_not_null()
-    target = text("config_model__target_", "config_model_target")
-    family = pl.coalesce([parse(source, rules["model_type"]) for source in (target, text("name"), pl.col("arch"))])
-    added["model_type"] = pl.lit(None, pl.String)  # holds the place; it needs `arch` to be there
+    in_target, in_arch = (parse(t, separated(t), rules["model_type"]) for t in (target, arch))
+    family = pl.coalesce(in_target, added["model_type"], in_arch)
+    added["model_type"] = pl.lit(None, pl.String)  # holds the place until `arch` is there
+    frame = frame.with_columns(__words=separated(name))
     frame = frame.with_columns(**{column: value for column, value in added.items() if column not in schema})
-    return frame if "model_type" in schema else frame.with_columns(model_type=family)
+    return (frame if "model_type" in schema else frame.with_columns(model_type=family)).drop("__words")
 
 
 # --- end run names ---
@@ -232,6 +242,10 @@ class Export:
     exported_at: datetime
 
 
+class Aggregate(Stop):
+    """A file is no export but something that this script wrote."""
+
+
 # ---- Which files ------------------------------------------------------------------------------------------------
 
 
@@ -240,28 +254,25 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def find_files(inputs: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The files that `inputs` (files, folders, globs, in any mix) name: runs files, left out files, empty inputs.
+def remote(address: str) -> tuple[FileSystem, str, str]:
+    """The file system of an object storage address, its path there, and what to put before paths to have addresses.
 
-    Of a folder its `*_runs.parquet`; `*_history.parquet` that a glob brings along are left out. Each file once.
+    Polars reads and writes the data; pyarrow lists and looks at times, which Polars does not offer. Both find
+    credentials in the usual places (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`).
     """
-    found: dict[str, str] = {}  # by what it is, so that two ways to say a file are one
-    history: list[str] = []
-    missing: list[str] = []
-    for given in inputs:
-        paths = list_remote(given) if is_remote(given) else list_local(given)
-        if not paths:
-            missing.append(given)
-        for path in paths:
-            if path.endswith("_history.parquet"):
-                history.append(path)
-            else:
-                found.setdefault(path if is_remote(path) else os.path.realpath(path), path)
-    return list(found.values()), sorted(set(history)), missing
+    from pyarrow.fs import FileSystem
+
+    try:
+        system, path = FileSystem.from_uri(address)
+    except (OSError, ValueError) as error:
+        raise Stop(f"{address}: {reason(error)}") from None
+    return system, path, address[: address.index("://") + 3]
 
 
-def list_local(given: str) -> list[str]:
-    """The files that a local file, folder or glob names; none when there is no such thing."""
+def find_files(given: str) -> list[str]:
+    """The files that one input names: itself, the `*_runs.parquet` of a folder, or the `*.parquet` of a glob."""
+    if is_remote(given):
+        return find_remote(given)
     path = Path(given).expanduser()
     if path.is_dir():
         return sorted(str(file) for file in path.glob("*_runs.parquet"))
@@ -271,23 +282,46 @@ def list_local(given: str) -> list[str]:
     return sorted(os.path.normpath(match) for match in matches if match.is_file())
 
 
-def list_remote(given: str) -> list[str]:
-    raise Stop("not written yet")
+def find_remote(given: str) -> list[str]:
+    """`find_files` for object storage. In a glob `*` stays inside one folder, `**` does not."""
+    from pyarrow.fs import FileSelector, FileType
+
+    fixed = re.split(r"[*?[]", given, maxsplit=1)[0]
+    system, path, scheme = remote(given if fixed == given else fixed[: fixed.rindex("/")])
+    try:
+        entry = system.get_file_info(path)
+        if entry.type != FileType.Directory:
+            return [given] if entry.type == FileType.File else []
+        entries = system.get_file_info(FileSelector(path, recursive=fixed != given))
+    except OSError as error:
+        raise Stop(f"{given}: {reason(error)}") from None
+    files = sorted(scheme + entry.path for entry in entries if entry.type == FileType.File)
+    if fixed == given:
+        return [file for file in files if file.endswith("_runs.parquet")]
+    inside = [file for file in files if "**" in given or file.count("/") == given.count("/")]
+    return [file for file in inside if file.endswith(".parquet") and fnmatch.fnmatchcase(file, given)]
 
 
 def exported_at(path: str, footer: dict[str, str]) -> datetime:
     """When an export was made: from its `_metadata.json`, else from the Parquet footer, else the file's time."""
-    notes = [footer.get("wandb_tools", "{}")]
-    beside = Path(path.removesuffix("_runs.parquet") + "_metadata.json")
-    if path.endswith("_runs.parquet") and beside.exists():
-        notes.insert(0, beside.read_text(encoding="utf-8"))
-    for note in notes:
+    beside = path.removesuffix("_runs.parquet") + "_metadata.json"
+    if is_remote(path):
+        from pyarrow.fs import FileType
+
+        system, there, _ = remote(path)
+        changed, notes = system.get_file_info([there, remote(beside)[1]])
+        modified = changed.mtime
+        text = system.open_input_stream(notes.path).read().decode() if notes.type == FileType.File else "{}"
+    else:
+        modified = datetime.fromtimestamp(Path(path).stat().st_mtime, UTC)
+        text = Path(beside).read_text(encoding="utf-8") if Path(beside).is_file() else "{}"
+    for note in (text, footer.get("wandb_tools", "{}")):
         try:
             when = datetime.fromisoformat(json.loads(note)["exported_at"])
         except (ValueError, KeyError, TypeError):
             continue
         return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
-    return datetime.fromtimestamp(Path(path).stat().st_mtime, UTC)
+    return modified
 
 
 def read_export(path: str) -> Export:
@@ -297,16 +331,58 @@ def read_export(path: str) -> Export:
     try:
         schema = dict(pl.read_parquet_schema(path))
         footer = pl.read_parquet_metadata(path)
+        when = exported_at(path, footer)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise Stop(f"no readable Parquet file ({reason(error)})") from None
     if missing := [column for column in ("id", "name") if column not in schema]:
         raise Stop(f"no export of runs: it has no column {' and no column '.join(missing)}")
     if "_source_file" in schema:
-        raise Stop("an aggregate already; give the exports that it was made from")
+        raise Aggregate("an aggregate already; give the exports that it was made from")
     for column, dtype in schema.items():
         if not fits(column, dtype):
-            raise Stop(f"no export of runs: column {column} is {dtype}")
-    return Export(path, schema, exported_at(path, footer))
+            raise Stop(f"no export of runs: its column {column} is {dtype}")
+    return Export(path, schema, when)
+
+
+def read_exports(inputs: Sequence[str]) -> tuple[list[Export], int]:
+    """The exports that `inputs` name, each once, and how many inputs or files were unusable, each named on stderr.
+
+    History files, and aggregates that a folder or a glob brings along, are left out with a word.
+    """
+    found: dict[str, str] = {}  # by what it is, so that two ways to say a file are one
+    left_out: list[str] = []
+    problems: list[str] = []
+    for given in inputs:
+        paths = find_files(given)
+        if not paths:
+            problems.append(f"{given}: no such file, or nothing there that ends in _runs.parquet")
+        for path in paths:
+            if path.endswith("_history.parquet"):
+                left_out.append(path)
+            else:
+                found.setdefault(path if is_remote(path) else os.path.realpath(path), path)
+
+    def attempt(path: str) -> Export | Stop:
+        try:
+            return read_export(path)
+        except Stop as stop:
+            return stop
+
+    exports: list[Export] = []
+    with ThreadPoolExecutor(16) as pool:
+        for path, result in zip(found.values(), pool.map(attempt, found.values()), strict=True):
+            if isinstance(result, Export):
+                exports.append(result)
+            elif isinstance(result, Aggregate) and path not in inputs:
+                left_out.append(path)
+            else:
+                problems.append(f"{path}: {result}")
+    if left_out:
+        names = sorted({path.rsplit("/", 1)[-1] for path in left_out})
+        say(f"left out {len(names):,} that hold no runs of an export (history, aggregates): {counted(names, 3)}")
+    for problem in problems:
+        say(f"skipped {problem}")
+    return exports, len(problems)
 
 
 def reason(error: Exception) -> str:
@@ -354,7 +430,8 @@ def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], di
     """One type per column over all files, which keeps every value, and why a column's type had to change.
 
     Out: column -> type, and column -> reason for columns whose files disagree. The contract's rules: metrics are
-    Float64; Int64 and Float64 are Float64; anything else that mixes is String. A column without a value in a file does not vote.
+    Float64; Int64 and Float64 are Float64; anything else that mixes is String. A column that is all null in a file has
+    no say there, for an export calls it String for want of a type.
     """
     import polars as pl
 
@@ -497,11 +574,17 @@ def read_rows(export: Export, types: dict[str, pl.DataType], number: int) -> pl.
     )
 
 
-def merge(exports: Sequence[Export], types: dict[str, pl.DataType]) -> pl.LazyFrame:
-    """All rows of all files, one under the other, by column name; a column that a file lacks is null there."""
+def stack(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    """All rows of all frames, one under the other, by column name; what a frame lacks is null there.
+
+    The contract's base columns are always there, so that what follows need not ask.
+    """
     import polars as pl
 
-    return pl.concat([read_rows(e, types, number) for number, e in enumerate(exports)], how="diagonal")
+    stacked = pl.concat(frames, how="diagonal")
+    there = stacked.collect_schema()
+    lacking = [column for column in (*BASE_COLUMNS, *JSON_COLUMNS) if column not in there]
+    return stacked.with_columns(pl.lit(None, contract_type(column)).alias(column) for column in lacking)
 
 
 def column_order(columns: Iterable[str]) -> list[str]:
@@ -571,13 +654,10 @@ def number_rules(merged: pl.LazyFrame, rules: dict[str, Rule]) -> dict[str, pl.D
     own = [name for name in rules if name not in RULES]
     types: dict[str, pl.DataType] = {}
     if own:
-        found = merged.select(parse(pl.col("name"), rules[name]).alias(name) for name in own).collect(
-            engine="streaming"
-        )
-        number = f"^[+-]?{NUMBER}$"
+        found = enrich(merged.select("name"), rules).select(own).collect(engine="streaming")
         for name in own:
             values = found[name].drop_nulls()
-            if len(values) and values.str.contains(f"(?i){number}").all():
+            if len(values) and values.str.contains(f"(?i)^[+-]?{NUMBER}$").all():
                 whole = values.cast(pl.Int64, strict=False).null_count() == 0
                 types[name] = pl.Int64() if whole else pl.Float64()
     return types
@@ -631,20 +711,15 @@ def check_where(where: str, schema: dict[str, pl.DataType]) -> None:
 # ---- Choose the runs --------------------------------------------------------------------------------------------
 
 
-def survey(merged: pl.LazyFrame, chosen: Sequence[tuple[str, pl.Expr]], rules: dict[str, Rule]) -> pl.DataFrame:
+def survey(merged: pl.LazyFrame, chosen: Sequence[tuple[str, pl.Expr]]) -> pl.DataFrame:
     """The few columns that decide which runs stay, and that the summary counts; a row per row of `merged`, in order.
 
-    Out: `__file`, `__row`, `id`, `name`, `entity`, `project`, the summary's columns if there, `matched` (a
-    pattern found something in the name) and one Bool per filter, `0`, `1`, ...
+    Out: `__file`, `__row`, `id`, `name`, `entity`, `project`, `stage`, `arch`, `dataset` if there, and one Bool per filter, `0`, `1`, ...
     """
-    import polars as pl
-
     there = merged.collect_schema()
     columns = [c for c in (FILE, ROW, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in there]
-    found = [parse(pl.col("name"), rule).is_not_null() for rule in rules.values()]
     passed = [expr.fill_null(False).alias(str(number)) for number, (_, expr) in enumerate(chosen)]
-    matched = pl.any_horizontal(found or [pl.lit(False)]).alias("matched")
-    return merged.select(*columns, matched, *passed).collect(engine="streaming")
+    return merged.select(*columns, *passed).collect(engine="streaming")
 
 
 def newest_copies(rows: pl.DataFrame, exports: Sequence[Export]) -> pl.Series:
@@ -653,33 +728,27 @@ def newest_copies(rows: pl.DataFrame, exports: Sequence[Export]) -> pl.Series:
 
     order = sorted(range(len(exports)), key=lambda number: (exports[number].exported_at, exports[number].path))
     age = pl.DataFrame({FILE: order, "age": range(len(order))}, schema={FILE: pl.Int32, "age": pl.Int32})
-    key = [column for column in ("entity", "project", "id") if column in rows.columns]
     rank = pl.col("age").cast(pl.Int64) * 2**40 + pl.col(ROW).cast(pl.Int64)
-    newest = (rank == rank.max().over(key)) | pl.col("id").is_null()
+    newest = (rank == rank.max().over("entity", "project", "id")) | pl.col("id").is_null()
     return rows.join(age, on=FILE, how="left", maintain_order="left").select(newest).to_series()
 
 
-def pick(merged_rows: pl.DataFrame, exports: Sequence[Export], types: dict[str, pl.DataType]) -> pl.LazyFrame:
-    """The rows of `merged_rows` (columns `__file`, `__row`, `entity`, `project`) out of their files, lazily.
+def pick(kept: pl.DataFrame, exports: Sequence[Export], types: dict[str, pl.DataType]) -> pl.LazyFrame:
+    """The rows of `kept` (columns `__file`, `__row`, `entity`, `project`) out of their files, lazily.
 
     Files follow one another by entity, project and time of export, whatever the order of the inputs; rows keep the
     file's order, which is oldest first. A file of which no row stays brings no columns.
     """
     import polars as pl
 
-    place = [column for column in ("entity", "project") if column in merged_rows.columns]
-    order = [pl.col(column).min().fill_null("").alias(column) for column in place]
-    files = merged_rows.group_by(FILE).agg(*order, pl.col(ROW))
-
-    def position(file: dict[str, object]) -> tuple[object, ...]:
-        export = exports[file[FILE]]
-        return (*(file[column] for column in place), export.exported_at, export.path)
-
+    place = (pl.col("entity", "project").min().fill_null(""), pl.col(ROW))
+    files = kept.group_by(FILE).agg(*place).rows()
+    files.sort(key=lambda file: (*file[1:3], exports[file[0]].exported_at, exports[file[0]].path))
     frames = []
-    for file in sorted(files.iter_rows(named=True), key=position):
-        frame = read_rows(exports[file[FILE]], types, file[FILE])
-        frames.append(frame.filter(pl.col(ROW).is_in(pl.Series(file[ROW], dtype=pl.UInt32).implode())))
-    return pl.concat(frames, how="diagonal")
+    for number, _, _, numbers in files:
+        wanted = pl.lit(pl.Series(numbers, dtype=pl.UInt32).implode())
+        frames.append(read_rows(exports[number], types, number).filter(pl.col(ROW).is_in(wanted)))
+    return stack(frames)
 
 
 def choose_columns(patterns: str | None, columns: Sequence[str]) -> list[str]:
@@ -688,11 +757,7 @@ def choose_columns(patterns: str | None, columns: Sequence[str]) -> list[str]:
         return list(columns)
     chosen: dict[str, None] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        matches = (
-            fnmatch.filter(columns, pattern)
-            if os.name != "nt"
-            else [c for c in columns if fnmatch.fnmatchcase(c, pattern)]
-        )
+        matches = [column for column in columns if fnmatch.fnmatchcase(column, pattern)]
         if not matches:
             raise Stop(f"--columns: no column matches {pattern!r}.{nearest(pattern, columns)}")
         chosen |= dict.fromkeys(matches)
@@ -702,24 +767,27 @@ def choose_columns(patterns: str | None, columns: Sequence[str]) -> list[str]:
 # ---- Write ------------------------------------------------------------------------------------------------------
 
 
-def check_output(target: str, partition: str | None, inputs: Iterable[str]) -> None:
+def check_output(target: str, partition: str | None, inputs: Sequence[str]) -> None:
     """Raise `Stop` when the output's suffix says no format, or when writing it would destroy an input or a folder."""
     suffix = Path(target).suffix
-    if partition:
-        if suffix not in ("", ".parquet"):
-            raise Stop(f"-o {target}: --partition-by writes a folder of Parquet files. Give a folder's name.")
-        if not is_remote(target) and Path(target).exists():
-            entries = list(Path(target).iterdir()) if Path(target).is_dir() else [Path(target)]
-            if foreign := [entry.name for entry in entries if not (entry.is_dir() and "=" in entry.name)]:
-                raise Stop(
-                    f"-o {target}: holds {foreign[0]}, which no earlier --partition-by wrote. Give another folder."
-                )
-    elif suffix not in (".parquet", ".csv", ".ndjson", ".arrow"):
-        raise Stop(f"-o {target}: {suffix or 'no suffix'} is no format. End it in .parquet, .csv, .ndjson or .arrow.")
-    elif Path(target).is_dir():
-        raise Stop(f"-o {target}: is a folder. Give a file's name, or --partition-by.")
     if os.path.realpath(target) in {os.path.realpath(path) for path in inputs}:
         raise Stop(f"-o {target}: is one of the inputs. Give another name.")
+    if not partition:
+        if suffix not in (".parquet", ".csv", ".ndjson", ".arrow"):
+            raise Stop(f"-o {target}: {suffix or 'no suffix'} is no format. Use .parquet, .csv, .ndjson or .arrow.")
+        if not is_remote(target) and Path(target).is_dir():
+            raise Stop(f"-o {target}: is a folder. Give a file's name, or --partition-by.")
+        return
+    if suffix not in ("", ".parquet"):
+        raise Stop(f"-o {target}: --partition-by writes a folder of Parquet files. Give a folder's name.")
+    if is_remote(target):  # objects cannot be swapped all at once, and old ones among the new would be read with them
+        foreign = find_files(f"{target.rstrip('/')}/**")
+    elif Path(target).is_dir():
+        foreign = [entry.name for entry in Path(target).iterdir() if not (entry.is_dir() and "=" in entry.name)]
+    else:
+        foreign = [target] if Path(target).exists() else []
+    if foreign:
+        raise Stop(f"-o {target}: holds {foreign[0]}. Give a new folder, or one that an earlier --partition-by wrote.")
 
 
 def json_list(column: str) -> pl.Expr:
@@ -787,7 +855,7 @@ def print_steps(console: Console, steps: Sequence[tuple[str, int]], left: int) -
     (first, total), *drops = steps
     table.add_row(first, f"{total:,}")
     for label, count in drops:
-        table.add_row(f"  {label}", f"-{count:,}")
+        table.add_row(f"  {label}", f"-{count:,}" if count else "0")
     table.add_row("runs out", f"{left:,}")
     console.print(table)
 
@@ -821,6 +889,19 @@ def print_columns(console: Console, exports: Sequence[Export], changes: dict[str
             console.print(f"  {column}: {why}")
         if len(changes) > 10:
             console.print(f"  and {len(changes) - 10:,} more")
+
+
+def print_unmatched(console: Console, kept: pl.DataFrame, rules: dict[str, Rule]) -> None:
+    """How many names told nothing, and the first few of them."""
+    import polars as pl
+
+    flags = {"asymmetric_flag", "pearl_flag"}
+    told = [pl.col(column) if column in flags else pl.col(column).is_not_null() for column in rules]
+    matched = enrich(kept.select("name").lazy(), rules).select(pl.any_horizontal(pl.lit(False), *told)).collect()
+    silent = kept["name"].filter(~matched.to_series())
+    if len(silent):
+        names = silent.unique(maintain_order=True).fill_null("-").to_list()
+        console.print(f"{len(silent):,} runs whose name matched no pattern: {counted(names)}")
 
 
 # ---- Command line -----------------------------------------------------------------------------------------------
@@ -888,89 +969,90 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def read_exports(inputs: Sequence[str]) -> tuple[list[Export], int]:
-    """The exports that `inputs` name, and how many of the inputs were unusable, each named on stderr.
-
-    Raises `Stop` when nothing usable is left.
-    """
-    paths, history, missing = find_files(inputs)
-    if history:
-        say(f"left out {len(history)} history file{'s' * (len(history) > 1)}: {counted(history, 3)}")
-    problems = [f"{given}: no such file, or nothing in it that ends in _runs.parquet" for given in missing]
-
-    def attempt(path: str) -> Export | str:
-        try:
-            return read_export(path)
-        except Stop as stop:
-            return f"{path}: {stop}"
-
-    with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(attempt, paths))
-    problems += [result for result in results if isinstance(result, str)]
-    exports = [result for result in results if isinstance(result, Export)]
-    for problem in problems:
-        say(f"skipped {problem}")
-    if not exports:
-        raise Stop("no export left to read. Make some with export_runs.py, or name files, folders or globs.")
-    return exports, len(problems)
-
-
-def main() -> int:
-    """Read, choose, merge, write, and say what happened; returns the exit code."""
-    args = parse_arguments()
+def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[str, Rule]) -> None:
+    """Choose the runs, write them, and print the summary. Raises `Stop` with code 1 when no run is left."""
     import polars as pl
     from rich.console import Console
 
-    rules = read_rules(args.rule, args.rules)
     chosen = filters(args)
-    exports, skipped = read_exports(args.inputs or [DEFAULT_INPUT])
-    check_output(args.output, args.partition_by, (export.path for export in exports))
     types, changes = resolve_types(exports)
-    merged = merge(exports, types)
+    merged = stack([read_rows(export, types, number) for number, export in enumerate(exports)])
     numbers = number_rules(merged, rules)
 
     def added(frame: pl.LazyFrame) -> pl.LazyFrame:
         """`frame` with the columns from names and config; with --no-enrich only `protocol`, which a filter needs."""
         wide = enrich(frame, rules).with_columns(pl.col(name).cast(dtype) for name, dtype in numbers.items())
-        return wide.drop(set(rules) | set(RULES)) if args.no_enrich else wide
+        return wide.drop(rules) if args.no_enrich else wide
 
     frame = added(merged)
     if args.where:
         check_where(args.where, frame.collect_schema())
-    rows = survey(frame, chosen, rules)
-
-    newest = newest_copies(rows, exports)
+    rows = survey(frame, chosen)
+    stays = newest_copies(rows, exports)
     steps = [(f"runs in {len(exports):,} file{'s' * (len(exports) > 1)}", len(rows))]
-    steps.append(("older copies of runs that a newer export holds", len(rows) - newest.sum()))
-    stays = newest
+    steps.append(("older copies of runs that a newer export holds", len(rows) - stays.sum()))
     for number, (label, _) in enumerate(chosen):
         after = stays & rows[str(number)]
         steps.append((label, stays.sum() - after.sum()))
         stays = after
     kept = rows.filter(stays)
 
-    console = Console(highlight=False, markup=False, soft_wrap=False)
-    print_steps(console, steps, len(kept))
+    console = Console(highlight=False, markup=False, emoji=False)
     if kept.is_empty():
-        raise Stop(
-            f"no run is left, so {args.output} was not written. The table above says which condition removed them.", 1
-        )
-
+        print_steps(console, steps, 0)
+        raise Stop(f"no run is left, so {args.output} was not written. See above which condition removed them.", 1)
     frame = added(pick(kept, exports, types))
     if args.no_enrich:
         frame = frame.drop("protocol")
-    columns = choose_columns(args.columns, column_order(frame.collect_schema()))
+    available = column_order(frame.collect_schema())
+    if args.partition_by and args.partition_by not in available:
+        raise Stop(f"--partition-by {args.partition_by}: no such column.{nearest(args.partition_by, available)}")
+    columns = choose_columns(args.columns, available)
+    if args.partition_by and args.partition_by not in columns:
+        columns.append(args.partition_by)
     write(frame.select(columns), args.output, args.partition_by)
 
+    print_steps(console, steps, len(kept))
     print_values(console, kept)
     print_columns(console, exports, changes)
-    unmatched = kept.filter(~pl.col("matched"))["name"]
-    if len(unmatched):
-        console.print(
-            f"{len(unmatched):,} runs whose name matched no pattern: {counted([n or '-' for n in unmatched])}"
-        )
+    if not args.no_enrich:
+        print_unmatched(console, kept, rules)
     say(f"Saved {len(kept):,} runs, {len(columns):,} columns to {args.output}")
-    return 1 if skipped else 0
+
+
+def unreadable(path: str) -> str | None:
+    """Why the rows of a file whose footer was fine cannot be read; None when they can."""
+    import polars as pl
+
+    try:
+        pl.scan_parquet(path).collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        return reason(error)
+    return None
+
+
+def main() -> int:
+    """Read, choose, merge, write, and say what happened; returns the exit code."""
+    args = parse_arguments()
+    import polars as pl
+
+    rules = dict(RULES) if args.no_enrich else read_rules(args.rule, args.rules)
+    filters(args)  # a mistake in a condition is told before any file is looked for
+    exports, skipped = read_exports(args.inputs or [DEFAULT_INPUT])
+    check_output(args.output, args.partition_by, [export.path for export in exports])
+    while exports:
+        try:
+            aggregate(args, exports, rules)
+            return 1 if skipped else 0
+        except pl.exceptions.PolarsError as error:
+            broken = {export.path: why for export in exports if (why := unreadable(export.path))}
+            if not broken:
+                raise Stop(f"{args.output} was not written: {reason(error)}", 1) from None
+        for path, why in broken.items():
+            say(f"skipped {path}: its rows cannot be read ({why})")
+        skipped += len(broken)
+        exports = [export for export in exports if export.path not in broken]
+    raise Stop("no export is left to read. Make some with export_runs.py, or name files, folders or globs.")
 
 
 if __name__ == "__main__":
