@@ -6,7 +6,6 @@
 #     "python-dotenv>=1.1,<2",
 #     "rich>=15,<16",
 #     "urllib3>=2.5,<3",
-#     "wandb>=0.31,<0.32",
 # ]
 # ///
 """Export the runs of W&B projects to Parquet, one file per project: complete, typed, lossless.
@@ -53,7 +52,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +61,9 @@ if TYPE_CHECKING:
 # What a copier may want to change.
 TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-account key in .env
 DEFAULT_BASE_URL = "https://api.forge.coreweave.com"  # W&B's hosted service, as the client 0.31 spells it
-TRIES = 5  # times that a request is sent before it counts as unanswered
+# W&B's hosted services and the address of the API behind each.
+FORGE_HOSTS = {"forge.coreweave.com": "api.wandb.ai", "qa.forge.coreweave.com": "api.qa.wandb.ai"}
+TRIES = 6  # times that a request is sent before it counts as unanswered
 OUTPUT = Path("wandb_export")
 WORKERS = 8  # requests in flight, over all projects
 FIRST_PAGE, LARGEST_PAGE = 100, 1000  # runs per request: the first, and the most
@@ -176,8 +177,8 @@ def find_account(api_key: str | None = None) -> Account:
         key, source = login_key(base_url), f"`wandb login` for {urlsplit(base_url).netloc}"
     if not key:
         raise Stop(
-            f"no W&B API key for {base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the environment\n"
-            f"or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
+            f"no W&B API key for {base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
+            f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
             "Set one of them; your key is shown at https://wandb.ai/authorize."
         )
     app_url = (settings.get("WANDB_APP_URL") or app_address(base_url)).rstrip("/")
@@ -197,7 +198,11 @@ def read_settings() -> tuple[dict[str, str], dict[str, str]]:
     script = Path(__file__).resolve().parent
     beside = next((folder / ".env" for folder in (script, *script.parents) if (folder / ".env").is_file()), "")
     for path in (find_dotenv(usecwd=True), str(beside)):
-        for name, value in dotenv_values(path).items() if path else ():
+        try:
+            values = dotenv_values(path) if path else {}
+        except UnicodeDecodeError:
+            raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
+        for name, value in values.items():
             if value and value.strip() and name not in settings:
                 settings[name], origin[name] = value, path
     return settings, origin
@@ -220,28 +225,26 @@ def login_key(base_url: str) -> str | None:
     path = next((path for place in places if place and (path := Path(place).expanduser()).is_file()), None)
     if path is None:
         return None
+    # One login serves several addresses: W&B's own client falls back in the same way.
+    hosts = [urlsplit(base_url).netloc, FORGE_HOSTS.get(forge_host(base_url) or "")]
     try:
-        entry = netrc.netrc(path).authenticators(urlsplit(base_url).netloc)
+        entries = [netrc.netrc(path).authenticators(host) for host in hosts if host]
     except (netrc.NetrcParseError, OSError) as error:
         say(f"{path} cannot be read and is passed over: {error}")
         return None
-    if entry and entry[2]:
-        return entry[2]
-    # One login can serve several addresses, which only W&B's own client knows. Importing it takes 1.5 s, so it is
-    # asked last; nothing else here needs it.
-    from wandb.sdk.lib.wbauth.wbnetrc import read_netrc_auth
+    return next((entry[2] for entry in entries if entry and entry[2]), None)
 
-    try:
-        return read_netrc_auth(host=base_url)
-    except Exception as error:  # the client raises its own errors for a malformed key or address
-        raise Stop(f"the key that `wandb login` stored in {path} cannot be used: {error}") from None
+
+def forge_host(base_url: str) -> str | None:
+    """The host of W&B's hosted service behind an API address; None for a server of one's own."""
+    host = urlsplit(base_url).hostname
+    return next((forge for forge, api in FORGE_HOSTS.items() if host in (forge, f"api.{forge}", api)), None)
 
 
 def app_address(base_url: str) -> str:
     """The address of the pages that belong to an API address (the rule of `wandb.util.api_to_app_url`)."""
-    host = urlsplit(base_url).hostname
-    if host in ("api.wandb.ai", "forge.coreweave.com", "api.forge.coreweave.com"):
-        return "https://forge.coreweave.com/wandb"
+    if forge := forge_host(base_url):
+        return f"https://{forge}/wandb"
     if "://api.wandb." in base_url and "://api.wandb.test" not in base_url:
         return base_url.replace("://api.", "://")
     return base_url.replace("://api.", "://app.")
@@ -278,13 +281,21 @@ class Server:
         self.lock = threading.Lock()
         self.resume_at = 0.0  # monotonic; no request starts earlier
         self.gap = 0.0  # seconds between the starts of two requests
-        timeout = urllib3.Timeout(connect=10, read=float(os.environ.get("WANDB_HTTP_TIMEOUT") or 30))
+        seconds = os.environ.get("WANDB_HTTP_TIMEOUT") or "30"
+        if not re.fullmatch(r"\d+(\.\d+)?", seconds) or not float(seconds):
+            raise Stop(f"WANDB_HTTP_TIMEOUT {seconds!r} is no number of seconds. Write it like 30.")
+        timeout = urllib3.Timeout(connect=10, read=float(seconds))
         options = {"maxsize": connections, "timeout": timeout, "retries": False}
         options["ca_certs"] = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
         address = urlsplit(account.base_url)
-        proxy = urllib.request.getproxies().get(address.scheme)
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(address.scheme) or proxies.get("all")
         if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
-            self.pool = urllib3.ProxyManager(proxy, **options)
+            proxy = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+            if proxy.scheme not in ("http", "https"):
+                raise Stop(f"the proxy for {account.base_url} is of the kind {proxy.scheme}. Set an http or https one.")
+            proxy_login = urllib3.make_headers(proxy_basic_auth=unquote(proxy.auth)) if proxy.auth else {}
+            self.pool = urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=proxy_login, **options)
         else:
             self.pool = urllib3.PoolManager(**options)
         login = base64.b64encode(f"api:{account.key}".encode()).decode()
@@ -296,7 +307,14 @@ class Server:
         A rate limit (429) is waited out for as long as it lasts and uses up no try.
         """
         body = json.dumps({"query": query, "variables": variables}).encode()
-        reply = json.loads(self.send("POST", f"{self.account.base_url}/graphql", body, self.headers, tries))
+        text = self.send("POST", f"{self.account.base_url}/graphql", body, self.headers, tries)
+        try:
+            reply = json.loads(text)
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict):
+            start = text[:60].decode(errors="replace").strip()
+            raise Trouble(f"the answer is no JSON but {start!r}. Is WANDB_BASE_URL the address of W&B's API?")
         if reply.get("data") is None or reply.get("errors"):
             errors = [str(error.get("message", error)) for error in reply.get("errors") or [{"message": "no data"}]]
             raise Trouble("; ".join(errors))
@@ -354,7 +372,7 @@ class Server:
 
 
 def find_viewer(server: Server) -> dict[str, Any]:
-    """The user whose key it is: `entity` (their default) and `teams` (names). Raises `Stop` for a rejected key."""
+    """The user whose key it is: `entity` (their default) and `teams` (names). Raises `Rejected` or `Trouble`."""
     query = "query Viewer { viewer { username entity teams { edges { node { name } } } } }"
     viewer = server.ask(query, {}).get("viewer")
     if not viewer:
@@ -590,7 +608,7 @@ CREATED = FINGERPRINT.index("created_at")
 
 
 def fixed_fields(node: dict[str, Any]) -> dict[str, Any]:
-    """The columns that need no config or summary, in the order of FINGERPRINT. Times are microseconds since 1970, UTC."""
+    """The columns that need no config or summary, in the order of FINGERPRINT. Times are microseconds since 1970."""
     user = node["user"] or {}
     row = {
         "id": node["name"],
@@ -807,6 +825,8 @@ class Source:
             if at > first:
                 table = self.group(number).select(columns) if columns else self.group(number)
                 picked = [row - start for row in rows[first:at]]
+                if rows[at - 1] == end - 1:
+                    self.cached = None  # its last row: the merge will not come back
                 if picked[-1] - picked[0] + 1 == len(picked):
                     pieces.append(table.slice(picked[0], len(picked)))
                 else:
@@ -1026,7 +1046,7 @@ def fetch_window(
         size = min(LARGEST_PAGE if light else project.pace.size, largest)
         started = time.monotonic()
         try:
-            page = fetch_page(project, window, size, after, light, TRIES if size == 1 else 1, probe)
+            page = fetch_page(project, window, size, after, light, 3 if size == 1 else 1, probe)
         except Unanswered as error:
             if size > 1:
                 project.pace.missed(size)
@@ -1252,7 +1272,7 @@ def fetch_histories(project: Project, runs: list[dict[str, Any]]) -> dict[str, L
                     found = ask_addresses(project, [run]).get(run["id"])
             except Rejected:
                 raise
-            except (Trouble, ValueError) as error:  # ValueError: a file that is no Parquet (pyarrow.ArrowInvalid)
+            except (Trouble, ValueError, KeyError) as error:  # the latter two: a file that is not as W&B writes it
                 note_failure(project, node, f"history: {error}")
                 break
     return done
@@ -1291,7 +1311,7 @@ def fetch_one_history(project: Project, run: dict[str, Any], urls: list[str], li
     for name, url in zip(files, urls, strict=True):
         download(project, url, folder / name)
     exported = max((pc.max(read_steps(folder / name)).as_py() or 0 for name in files), default=-1)
-    for number, rows in enumerate(fetch_live_rows(project, run, live, exported)):
+    for number, rows in enumerate(filter(None, fetch_live_rows(project, run, live, exported))):
         files.append(f"{stem}.live{number}.parquet")
         pq.write_table(live_table(rows), folder / files[-1], compression="lz4")
     kinds: dict[str, str] = {}
@@ -1409,18 +1429,18 @@ def key_kinds(path: Path, globs: list[str]) -> dict[str, str]:
     with pq.ParquetFile(path) as file:
         for logged in file.schema_arrow:
             key, kind = logged.name, logged.type
-            if key in HISTORY_FIXED or key == "_wandb" or not matches(key, globs):
+            if key in ("_step", "_timestamp", "_runtime", "_wandb") or not matches(key, globs):
                 continue
             is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
             if is_number and some_value(file, key):
-                kinds[key] = "number"
+                kinds[history_column(key)] = "number"
             elif not is_number:
                 column = file.read(columns=[key])[key]
                 if column.null_count < len(column):
                     is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
                     texts = pc.unique(column.drop_null()) if is_string else None
                     named = texts is not None and len(texts) <= 3 and set(texts.to_pylist()) <= set(NAMED_FLOATS)
-                    kinds[key] = "number" if named else "text"
+                    kinds[history_column(key)] = "number" if named else "text"
     return kinds
 
 
@@ -1436,6 +1456,11 @@ def some_value(file: pq.ParquetFile, key: str) -> bool:
         if stats.null_count < group.num_rows:
             return True
     return False
+
+
+def history_column(key: str) -> str:
+    """The column of a logged key: the key itself, but for the names of the run's own columns."""
+    return f"{key}__2" if key in ("run_id", "run_name", "entity", "project") else key
 
 
 def matches(key: str, globs: list[str]) -> bool:
@@ -1523,6 +1548,8 @@ def merge_history(
             about = fresh[run] if run in fresh else previous.runs[run]
             own = about.kinds if run in fresh else previous.schemas[about["schema"]]
             mark, confirmed = (about.mark, about.confirmed) if run in fresh else (about["mark"], about["confirmed"])
+            if run not in fresh and previous.globs != project.export.history_keys:
+                confirmed = False  # its rows hold other keys, and could not be fetched again this time
             number = schemas.setdefault(json.dumps(own, sort_keys=True), len(schemas))
             runs[run] = {"name": names[run], "rows": rows, "mark": mark, "confirmed": confirmed, "schema": number}
         if held:
@@ -1550,9 +1577,11 @@ def run_tables(
     def tables() -> Iterator[pa.Table]:
         for name in logged.files:
             with pq.ParquetFile(project.parts / "history" / name) as file:
-                columns = [key for key in file.schema_arrow.names if key in HISTORY_FIXED or key in logged.kinds]
-                for batch in file.iter_batches(HISTORY_BATCH, columns=columns):
-                    table = to_history_schema(pa.Table.from_batches([batch]), schema)
+                names = file.schema_arrow.names
+                wanted = [key for key in names if history_column(key) in (*schema.names[4:7], *own)]
+                for batch in file.iter_batches(HISTORY_BATCH, columns=wanted):
+                    table = pa.Table.from_batches([batch])
+                    table = to_history_schema(table.rename_columns(map(history_column, table.column_names)), schema)
                     if project.export.history_keys:
                         filled = [pc.is_valid(table[key]) for key in own]
                         keep = filled[0] if filled else pa.chunked_array([pa.nulls(len(table), pa.bool_())])
@@ -1941,17 +1970,16 @@ def show_outcomes(outcomes: list[Outcome]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("project", overflow="fold")
-    for name in ("runs", "new", "updated", "removed", "failed", "history rows", "seconds", "size"):
-        table.add_column(name, justify="right")
+    with_history = any(outcome.history_rows is not None for outcome in outcomes)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("project", overflow="fold", min_width=12)
+    counted = ["runs", "new", "updated", "removed", "failed"] + ["history rows"] * with_history
+    for name in [*counted, "seconds", "size"]:
+        table.add_column(name, justify="right", no_wrap=True)
     for o in outcomes:
-        counts = [o.runs, o.new, o.updated, len(o.removed), len(o.failed)]
-        rows = "-" if o.history_rows is None else f"{o.history_rows:,}"
-        if o.error:
-            table.add_row(o.project, "failed", *["-"] * 5, f"{o.seconds:.1f}", "-")
-        else:
-            table.add_row(o.project, *[f"{n:,}" for n in counts], rows, f"{o.seconds:.1f}", human_size(o.size))
+        counts = [o.runs, o.new, o.updated, len(o.removed), len(o.failed)] + [o.history_rows or 0] * with_history
+        cells = ["-"] * len(counts) if o.error else [f"{count:,}" for count in counts]
+        table.add_row(o.project, *cells, f"{o.seconds:.1f}", "error" if o.error else human_size(o.size))
     Console().print(table)
 
 
@@ -2041,6 +2069,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--since {args.since:%Y-%m-%d %H:%M} is not before --until {args.until:%Y-%m-%d %H:%M}")
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"-o {args.output} is a file; name a folder")
+    for name in ("since", "until"):  # W&B's filters take whole seconds
+        if moment := getattr(args, name):
+            setattr(args, name, moment.replace(microsecond=0))
     return args
 
 

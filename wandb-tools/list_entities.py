@@ -5,7 +5,6 @@
 #     "python-dotenv>=1.1,<2",
 #     "rich>=15,<16",
 #     "urllib3>=2.5,<3",
-#     "wandb>=0.31,<0.32",
 # ]
 # ///
 """See which W&B entities and projects your key can reach, and how many runs each project holds.
@@ -47,7 +46,7 @@ TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-accoun
 DEFAULT_BASE_URL = "https://api.forge.coreweave.com"  # W&B's hosted service, as the client 0.31 spells it
 # W&B's hosted services and the address of the API behind each.
 FORGE_HOSTS = {"forge.coreweave.com": "api.wandb.ai", "qa.forge.coreweave.com": "api.qa.wandb.ai"}
-TRIES = 5  # times that a request is sent before it counts as unanswered
+TRIES = 6  # times that a request is sent before it counts as unanswered
 
 WORKERS = 8  # requests at a time
 BATCH = 8  # projects per request; each costs W&B four counts
