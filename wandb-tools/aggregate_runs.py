@@ -610,7 +610,8 @@ def check_regex(regex: str, where: str) -> str:
     except pl.exceptions.PolarsError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         what = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-        raise Stop(f"{where}: {regex!r} is no regular expression: {what}. Escape special characters with \\.") from None
+        hint = "Escape special characters with \\."
+        raise Stop(f"{where}: {regex!r} is no regular expression: {what}. {hint}") from None
     return regex if groups.fields else f"({regex})"
 
 
@@ -714,7 +715,8 @@ def check_where(where: str, schema: dict[str, pl.DataType]) -> None:
 def survey(merged: pl.LazyFrame, chosen: Sequence[tuple[str, pl.Expr]]) -> pl.DataFrame:
     """The few columns that decide which runs stay, and that the summary counts; a row per row of `merged`, in order.
 
-    Out: `__file`, `__row`, `id`, `name`, `entity`, `project`, `stage`, `arch`, `dataset` if there, and one Bool per filter, `0`, `1`, ...
+    Out: `__file`, `__row`, `id`, `name`, `entity`, `project`, `stage`, `arch`, `dataset` if they are there, and `0`, `1`,
+    ..., a Bool per filter.
     """
     there = merged.collect_schema()
     columns = [c for c in (FILE, ROW, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in there]
