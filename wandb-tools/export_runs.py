@@ -1080,7 +1080,7 @@ def keep_page(project: Project, nodes: list[dict[str, Any]]) -> None:
     path = project.parts / f"{number:07}.parquet"
     pq.write_table(table, path.with_suffix(".tmp"), compression="lz4", use_dictionary=False, write_statistics=False)
     os.replace(path.with_suffix(".tmp"), path)
-    project.export.progress.fetched(project.title, len(table))
+    project.export.progress.fetched(len(table))
 
 
 def in_parallel(project: Project, jobs: Iterable[Callable[[], Any]]) -> list[Any]:
@@ -1105,7 +1105,7 @@ def fetch_everything(project: Project, light: bool, take: Callable[[list[dict[st
         take(nodes)
 
     [page] = in_parallel(project, [lambda: fetch_window(project, {}, light, first_page, probe=True)])
-    project.export.progress.expect(project.title, page["total"])
+    project.export.progress.expect(page["total"])
     if not page["pageInfo"]["hasNextPage"]:
         return
     start = (microseconds(first[-1]["createdAt"]) or 0) // 1_000_000 if first else 0
@@ -1182,7 +1182,7 @@ def list_runs(project: Project, known: set[tuple[Any, ...]]) -> dict[str, tuple[
 def fetch_some(project: Project, ids: list[str]) -> None:
     """Fetch the runs with these ids in full."""
     size = max(FIRST_PAGE, min(500, -(-len(ids) // project.export.workers)))
-    project.export.progress.expect(project.title, len(ids))
+    project.export.progress.expect(len(ids))
 
     def job(some: Sequence[str]) -> Callable[[], Any]:
         window = {"name": {"$in": list(some)}}
@@ -1232,6 +1232,7 @@ def fetch_history(project: Project, runs: list[dict[str, Any]]) -> dict[str, Log
     if done:
         project.export.progress.note(f"... {project.title}: going on from the history of {len(done)} runs on disk")
     todo = [run for run in runs if run["id"] not in done]
+    project.export.progress.expect(len(todo), "histories")
     size = max(10, min(25, -(-len(todo) // project.export.workers)))
 
     def job(some: Sequence[dict[str, Any]]) -> Callable[[], None]:
@@ -1263,7 +1264,7 @@ def fetch_histories(project: Project, runs: list[dict[str, Any]]) -> dict[str, L
                 if found is None:
                     raise Trouble("W&B does not show this run any more")
                 done[run["id"]] = fetch_one_history(project, run, found["parquetUrls"] or [], found["liveData"] or [])
-                project.export.progress.fetched(project.title, 1, "histories")
+                project.export.progress.fetched(1, "histories")
                 break
             except Expired as error:
                 if attempt == 2:
@@ -1906,57 +1907,48 @@ def write_metadata(project: Project, outcome: Outcome) -> None:
 
 
 class Progress:
-    """A bar per project on a terminal; elsewhere a line per 100 runs. Quiet: neither."""
+    """On a terminal a bar with count, rate and time left, elsewhere a line per 100 runs. Quiet: neither."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.lock = threading.Lock()
-        self.counts: Counter[str] = Counter()
-        self.tasks: dict[str, Any] = {}
+        self.counts: Counter[str] = Counter()  # of runs and of histories: what came, over all projects
+        self.totals: Counter[str] = Counter()  # and what is to come
         self.bars: Any = None
-
-    def __enter__(self) -> Progress:
-        if not self.quiet and sys.stderr.isatty():
+        if not quiet and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
 
-            columns = ["{task.description}", progress.BarColumn(), "{task.completed}/{task.total} runs"]
-            speed, left = "{task.fields[rate]}", progress.TimeRemainingColumn()
-            self.bars = progress.Progress(*columns, speed, left, console=Console(stderr=True), transient=True)
+            columns = ["fetched", progress.MofNCompleteColumn(), "{task.description}", progress.BarColumn(20)]
+            columns += ["{task.fields[rate]}", progress.TimeRemainingColumn()]
+            self.bars = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+            self.tasks = {what: self.bars.add_task(what, rate="", visible=False) for what in ("runs", "histories")}
             self.bars.start()
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """Take the bar away."""
         if self.bars:
             self.bars.stop()
 
-    def expect(self, title: str, runs: int) -> None:
-        """So many runs of this project will come."""
+    def expect(self, number: int, what: str = "runs") -> None:
+        """So many more are to come."""
         with self.lock:
-            if self.bars and runs:
-                if title not in self.tasks:
-                    self.tasks[title] = self.bars.add_task(title, total=runs, rate="")
-                self.bars.update(self.tasks[title], total=runs)
+            self.totals[what] += number
+            if self.bars:
+                self.bars.update(self.tasks[what], total=self.totals[what], visible=True)
 
-    def fetched(self, title: str, number: int, what: str = "runs") -> None:
+    def fetched(self, number: int, what: str = "runs") -> None:
         """So many more came."""
         with self.lock:
             before = self.counts[what]
             self.counts[what] += number
-            if self.bars and what == "runs":
-                self.expect_at_least(title)
-                task = self.tasks[title]
-                self.bars.advance(task, number)
-                speed = self.bars.tasks[task].speed
-                self.bars.update(task, rate=f"{speed:.0f}/s" if speed else "")
-            elif not self.bars and not self.quiet:
+            if self.bars:
+                speed = self.bars.tasks[self.tasks[what]].speed
+                rate = f"{speed:,.0f}/s" if speed else ""
+                self.bars.update(self.tasks[what], completed=self.counts[what], rate=rate, visible=True)
+            elif not self.quiet:
                 for hundred in range(before // 100 + 1, self.counts[what] // 100 + 1):
                     say(f"... fetched {hundred * 100} {what}")
-
-    def expect_at_least(self, title: str) -> None:
-        """Make a bar for a project whose total is not known yet."""
-        if title not in self.tasks:
-            self.tasks[title] = self.bars.add_task(title, total=None, rate="")
 
     def note(self, text: str) -> None:
         """A line that matters, but not to someone who asked for quiet."""
@@ -1970,6 +1962,7 @@ def show_outcomes(outcomes: list[Outcome]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    same_entity = len({outcome.project.split("/")[0] for outcome in outcomes}) == 1
     with_history = any(outcome.history_rows is not None for outcome in outcomes)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("project", overflow="fold", min_width=12)
@@ -1979,7 +1972,8 @@ def show_outcomes(outcomes: list[Outcome]) -> None:
     for o in outcomes:
         counts = [o.runs, o.new, o.updated, len(o.removed), len(o.failed)] + [o.history_rows or 0] * with_history
         cells = ["-"] * len(counts) if o.error else [f"{count:,}" for count in counts]
-        table.add_row(o.project, *cells, f"{o.seconds:.1f}", "error" if o.error else human_size(o.size))
+        name = o.project.split("/", 1)[1] if same_entity else o.project
+        table.add_row(name, *cells, f"{o.seconds:.1f}", "error" if o.error else human_size(o.size))
     Console().print(table)
 
 
@@ -2140,37 +2134,39 @@ def main() -> int:
         {"state": {"$in": args.state}} if args.state else {},
         {"tags": {"$in": args.tag}} if args.tag else {},
     ]
-    with Progress(args.quiet) as progress:
-        progress.note(f"Using the key from {account.source} at {account.base_url}")
-        export = Export(
-            server,
-            args.output,
-            ThreadPoolExecutor(args.workers),
-            args.workers,
-            [each for each in filters if each],
-            shown,
-            args.system_metrics,
-            args.include_history,
-            [glob.strip() for glob in args.history_keys.split(",") if glob.strip()],
-            args.full,
-            args.keep_deleted,
-            progress,
-        )
-        try:
-            found = find_projects(server, args.entity or account.entities, args.project)
-            projects = [Project(export, entity, name) for entity, name in found]
-            if args.dry_run:
-                for project in projects:
-                    preview(project)
-                return 0
-        except Rejected:
-            raise rejected(account) from None
-        except Missing as error:
-            raise Stop(str(error)) from None
-        except Trouble as error:
-            raise Stop(f"{account.base_url}: {error}", 1) from None
+    progress = Progress(args.quiet)
+    progress.note(f"Using the key from {account.source} at {account.base_url}")
+    export = Export(
+        server=server,
+        folder=args.output,
+        pool=ThreadPoolExecutor(args.workers),
+        workers=args.workers,
+        filters=[each for each in filters if each],
+        filters_shown=shown,
+        system=args.system_metrics,
+        history=args.include_history,
+        history_keys=[glob.strip() for glob in args.history_keys.split(",") if glob.strip()],
+        full=args.full,
+        keep_deleted=args.keep_deleted,
+        progress=progress,
+    )
+    try:
+        found = find_projects(server, args.entity or account.entities, args.project)
+        projects = [Project(export, entity, name) for entity, name in found]
+        if args.dry_run:
+            for project in projects:
+                preview(project)
+            return 0
         args.output.mkdir(parents=True, exist_ok=True)
         outcomes = export_all(projects)
+    except Rejected:
+        raise rejected(account) from None
+    except Missing as error:
+        raise Stop(str(error)) from None
+    except Trouble as error:
+        raise Stop(f"{account.base_url}: {error}", 1) from None
+    finally:
+        progress.stop()
     if not args.quiet:
         show_outcomes(outcomes)
     if all(outcome.refused for outcome in outcomes):
