@@ -1582,7 +1582,9 @@ def run_tables(
                 wanted = [key for key in names if history_column(key) in (*schema.names[4:7], *own)]
                 for batch in file.iter_batches(HISTORY_BATCH, columns=wanted):
                     table = pa.Table.from_batches([batch])
-                    table = to_history_schema(table.rename_columns(map(history_column, table.column_names)), schema)
+                    table = to_history_schema(
+                        table.rename_columns([history_column(key) for key in table.column_names]), schema
+                    )
                     if project.export.history_keys:
                         filled = [pc.is_valid(table[key]) for key in own]
                         keep = filled[0] if filled else pa.chunked_array([pa.nulls(len(table), pa.bool_())])
@@ -1966,7 +1968,7 @@ def show_outcomes(outcomes: list[Outcome]) -> None:
     with_history = any(outcome.history_rows is not None for outcome in outcomes)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("project", overflow="fold", min_width=12)
-    counted = ["runs", "new", "updated", "removed", "failed"] + ["history rows"] * with_history
+    counted = ["runs", "new", "updated", "removed", "failed"] + ["history"] * with_history
     for name in [*counted, "seconds", "size"]:
         table.add_column(name, justify="right", no_wrap=True)
     for o in outcomes:
