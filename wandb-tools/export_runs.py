@@ -1403,6 +1403,8 @@ def live_table(rows: list[dict[str, Any]]) -> pa.Table:
     for key in dict.fromkeys(key for row in rows for key in row if key != "_step"):
         values = [row.get(key) for row in rows]
         numbers = [NAMED_FLOATS.get(value, value) if isinstance(value, str) else value for value in values]
+        if all(value is None for value in values):
+            continue
         if all(value is None or isinstance(value, int | float) for value in numbers):
             columns[clean_text(key)] = to_array(numbers, "double")
         else:
@@ -1421,42 +1423,31 @@ def as_text(value: Any) -> str | None:
 
 
 def key_kinds(path: Path, globs: list[str]) -> dict[str, str]:
-    """Of each logged key that has a value in a history file, and matches a glob if there are any: number or text."""
+    """Of each logged key of a history file that matches a glob, if there are any: whether it is number or text."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     kinds: dict[str, str] = {}
     with pq.ParquetFile(path) as file:
-        for logged in file.schema_arrow:
-            key, kind = logged.name, logged.type
+        for key, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True):
             if key in ("_step", "_timestamp", "_runtime", "_wandb") or not matches(key, globs):
                 continue
-            is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-            if is_number and some_value(file, key):
+            if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
                 kinds[history_column(key)] = "number"
-            elif not is_number:
-                column = file.read(columns=[key])[key]
-                if column.null_count < len(column):
-                    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-                    texts = pc.unique(column.drop_null()) if is_string else None
-                    named = texts is not None and len(texts) <= 3 and set(texts.to_pylist()) <= set(NAMED_FLOATS)
-                    kinds[history_column(key)] = "number" if named else "text"
+                continue
+            values = file.read(columns=[key])[key].drop_null()
+            if len(values):
+                texts = pc.unique(values.cast(pa.string()))[:4].to_pylist() if is_text(kind) else [None]
+                kinds[history_column(key)] = "number" if set(texts) <= NAMED_FLOATS.keys() else "text"
     return kinds
 
 
-def some_value(file: pq.ParquetFile, key: str) -> bool:
-    """Whether a column holds any value; its statistics tell, or else the column itself."""
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        chunks = (group.column(i) for i in range(group.num_columns))
-        stats = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == key), None)
-        if stats is None or not stats.has_null_count:
-            column = file.read(columns=[key])[key]
-            return column.null_count < len(column)
-        if stats.null_count < group.num_rows:
-            return True
-    return False
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text."""
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def history_column(key: str) -> str:
@@ -1622,13 +1613,10 @@ def to_kind(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
     if column.type == kind:
         return column
-    if pa.types.is_string(kind):
+    if is_text(kind):
         return pa.chunked_array([to_array([as_text(value) for value in column.to_pylist()], "string")])
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        values = [None if value is None else NAMED_FLOATS.get(value) for value in column.to_pylist()]
-        texts = column.to_pylist()
-        numbers = [float(t) if v is None and t is not None else v for v, t in zip(values, texts, strict=True)]
-        return pa.chunked_array([pa.array(numbers, pa.float64())])
+    if is_text(column.type):  # NaN and the infinities, or numbers that stood beside text in an earlier export
+        return pa.chunked_array([to_array(column.to_pylist(), "double")])
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     return column.cast(kind, safe=False)
