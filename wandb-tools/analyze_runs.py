@@ -26,9 +26,11 @@ import argparse
 import difflib
 import glob
 import html
+import io
 import json
 import os
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -701,7 +703,7 @@ def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
 
 
 def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float | None, float | None]:
-    """The 95 % percentile interval of the mean of `values` over `draws` resamples with a fixed seed; None for one value.
+    """The 95 % percentile interval of the mean of `values` over `draws` resamples, fixed seed; none for one value.
 
     Efron's percentile interval, linear between order statistics. It knows the seeds that were run and no others: with
     two or three it is crude, can be no wider than their range, and covers the true mean less often than 95 times in
@@ -1083,7 +1085,7 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
 
 
 GAP = 2  # between two columns
-MORE_ROOM = "A wider terminal (COLUMNS=160) or -o FILE shows all."
+MORE_ROOM = "A wider terminal (COLUMNS=N) or -o FILE shows all."
 
 
 def left_aligned(answer: Answer, column: Column) -> bool:
@@ -1164,40 +1166,51 @@ def fit(answer: Answer, texts: dict[Column, list[str]], width: int) -> tuple[dic
     return {c: shown[c] for c in answer.columns if c in shown}, notes
 
 
-def print_answer(answer: Answer) -> None:
-    """Print title, table and notes to stdout, as wide as the terminal; what does not fit is named, never squeezed."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def colourful() -> bool:
+    """Whether stdout shows colour: a terminal, unless NO_COLOR says no or FORCE_COLOR yes (no-color.org)."""
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
-    console = Console(markup=False, highlight=False, emoji=False)
-    made = {column: cells(answer, column) for column in answer.columns}
-    # Colour alone would be lost in a pipe. A column that the table is sorted by needs no mark: its best stands on top.
-    texts = {
-        c: text if c.key else [f"* {t}" if b else t for t, b in zip(text, best, strict=True)]
-        for c, (text, best) in made.items()
-    }
+
+def print_answer(answer: Answer) -> None:
+    """Print title, table and notes to stdout, as wide as the terminal; what does not fit is named, never squeezed.
+
+    Of rich only the widths of characters are used: its console takes longer to import than most questions to answer.
+    """
+    from rich.cells import cell_len
+
+    width = shutil.get_terminal_size().columns
     rows = range(answer.frame.height) if answer.rows is None else answer.rows
-    texts = {c: [t[i] for i in rows] for c, t in texts.items()}
-    bests = {c: [made[c][1][i] for i in rows] for c in made}
-    shown, notes = fit(answer, texts, console.width)
+    texts, best = {}, {}
+    for column in answer.columns:
+        made, marks = cells(answer, column)
+        # Colour would be lost in a pipe. The column that orders the rows needs no mark: its best stands on top.
+        texts[column] = [f"* {made[i]}" if marks[i] and not column.key else made[i] for i in rows]
+        best[column] = [marks[i] for i in rows]
+    shown, notes = fit(answer, texts, width)
     if answer.rows is not None:
         notes.append(f"{len(answer.rows)} of {answer.frame.height} rows shown; -o FILE has all.")
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column, values in shown.items():
-        table.add_column(
-            Text(number(column.title)),
-            justify="left" if left_aligned(answer, column) else "right",
-            min_width=max(map(len, values), default=0),
-            no_wrap=True,
-        )
+    bold, green, plain = ("\x1b[1m", "\x1b[1;32m", "\x1b[0m") if colourful() else ("", "", "")
+    widths = {column: max(map(cell_len, [number(column.title), *values])) for column, values in shown.items()}
+
+    def padded(column: Column, text: str, style: str) -> str:
+        space = " " * (widths[column] - cell_len(text))
+        text = f"{style}{text}{plain}" if style else text
+        return text + space if left_aligned(answer, column) else space + text
+
+    def line(parts: Iterable[str]) -> str:
+        return (" " * GAP).join(parts).rstrip()
+
+    print(f"{bold}{textwrap.fill(answer.title, width)}{plain}")
+    print(line(padded(column, number(column.title), bold) for column in shown))
+    print("─" * (sum(widths.values()) + GAP * (len(widths) - 1)))
     for i in range(len(rows)):
-        table.add_row(*(Text(values[i], "bold green" if bests[c][i] else "") for c, values in shown.items()))
-    console.print(Text(answer.title, "bold"))
-    console.print(table, soft_wrap=True)
+        print(line(padded(c, values[i], green if best[c][i] else "") for c, values in shown.items()))
     for note in [*answer.notes, *notes]:
-        console.print(Text(note))
+        print(
+            textwrap.fill(note, width, subsequent_indent="    " if note.startswith(" ") else "", break_on_hyphens=False)
+        )
 
 
 def plain(frame: pl.DataFrame) -> pl.DataFrame:
@@ -1645,6 +1658,8 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
 
 def main() -> int:
     """Parse the arguments, answer one question, print, save or draw the answer; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without ± is no reason to end
     made = parser()
     args = made.parse_args()
     check(args, made)
