@@ -56,7 +56,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 # What a copier may want to change.
 TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-account key in .env
@@ -450,57 +449,58 @@ def unwrap_config(text: str | None) -> dict[str, Any]:
     return {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in parse_json(text).items()}
 
 
-def flatten_config(config: dict[str, Any]) -> dict[Key, Any]:
-    """Every value of the config that is no dict, by its path; keys of W&B's own (`_wandb`) left out."""
-    flat: dict[Key, Any] = {}
-    _flatten({name: value for name, value in config.items() if name[:1] != "_"}, ("config",), flat)
-    return flat
-
-
-def flatten_numbers(prefix: str, values: dict[str, Any]) -> dict[Key, Any]:
-    """The same of a summary or of system metrics, media (dicts with `_type`) left out at any depth."""
-    flat: dict[Key, Any] = {}
-    _flatten({name: value for name, value in values.items() if name[:1] != "_"}, (prefix,), flat, media="_type")
-    return flat
-
-
-def _flatten(mapping: dict[str, Any], path: Key, flat: dict[Key, Any], media: str | None = None) -> None:
-    for name, value in mapping.items():
-        if value.__class__ is not dict:
-            flat[(*path, name)] = value
-        elif media not in value:
-            _flatten(value, (*path, name), flat, media)
-
-
-def gather(flats: Sequence[dict[Key, Any]]) -> dict[Key, tuple[list[Any], Counter[str]]]:
+def gather(
+    configs: Sequence[dict[str, Any]],
+    summaries: Sequence[dict[str, Any]] = (),
+    systems: Sequence[dict[str, Any]] = (),
+) -> dict[Key, tuple[list[Any], Counter[str]]]:
     """The values of each key, one per run (None where a run has none), and how many there are of each kind.
 
     Kinds of a config value are null, bool, int, float and text; the values of other keys are all float, and keys
-    without any number are left out.
+    without any number are left out, as are media (dicts with `_type`) and keys of W&B's own, which start with `_`.
     """
-    cells: dict[Key, list[Any]] = {}
-    nulls: Counter[Key] = Counter()
-    for row, flat in enumerate(flats):
-        for key, value in flat.items():
-            if (column := cells.get(key)) is None:
-                column = cells[key] = [None] * len(flats)
-            if value is None:
-                nulls[key] += 1
-            column[row] = value
     columns: dict[Key, tuple[list[Any], Counter[str]]] = {}
-    for key, values in cells.items():
-        if key[0] == "config":
-            columns[key] = config_column(values)
-            columns[key][1].update(null=nulls[key])
-        elif (numbers := number_column(values))[1]["float"]:
-            columns[key] = numbers
+    for prefix, mappings in (("config", configs), ("metric", summaries), ("system", systems)):
+        tree: dict[Any, Any] = {}
+        for row, mapping in enumerate(mappings):
+            own = {name: value for name, value in mapping.items() if name[:1] != "_"}
+            _place(own, tree, row, len(mappings), None if prefix == "config" else "_type")
+        for key, values in _branches(tree, (prefix,)):
+            column = config_column(values) if prefix == "config" else number_column(values)
+            if column[1].total():
+                columns[key] = column
     return columns
+
+
+def _place(mapping: dict[str, Any], tree: dict[Any, Any], row: int, size: int, media: str | None) -> None:
+    """Put each value into its key's column. In the tree a column stands under its name, a branch under (name,)."""
+    for name, value in mapping.items():
+        if value.__class__ is not dict:
+            if (column := tree.get(name)) is None:
+                column = tree[name] = [None] * size
+            column[row] = NULL if value is None else value
+        elif media not in value:
+            _place(value, tree.setdefault((name,), {}), row, size, media)
+
+
+def _branches(tree: dict[Any, Any], path: Key) -> Iterator[tuple[Key, list[Any]]]:
+    for name, below in tree.items():
+        if isinstance(name, str):
+            yield (*path, name), below
+        else:
+            yield from _branches(below, path + name)
+
+
+NULL = ...  # a null that stands in the JSON, in contrast to a key that does not
 
 
 def config_column(values: list[Any]) -> tuple[list[Any], Counter[str]]:
     """The values of one config key, with lists as their JSON text, and the count of each kind."""
     types = Counter(map(type, values))
     kinds = Counter(bool=types[bool], int=types[int], float=types[float], text=types[str] + types[list])
+    if nulls := types[type(NULL)]:
+        kinds["null"] = nulls
+        values = [None if value is NULL else value for value in values]
     if types[list]:
         values = [dump_json(value) if type(value) is list else value for value in values]
     if types[int]:
@@ -666,17 +666,17 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
-    flats: list[dict[Key, Any]] = []
+    data: list[tuple[dict[str, Any], ...]] = []  # config, summary and system metrics of each
     base = f"{project.export.server.account.app_url}/{quote(project.entity)}/{quote(project.name)}/runs"
     for node in nodes:
         try:
-            row, flat = flatten_run(node, project.export.system)
+            row, *parsed = read_run(node, project.export.system)
         except (ValueError, RecursionError) as error:
             note_failure(project, node, f"its config or summary cannot be read: {error}")
             continue
         rows.append(row | {"entity": project.entity, "project": project.name, "url": f"{base}/{quote(row['id'])}"})
-        flats.append(flat)
-    cells = gather(flats)
+        data.append(tuple(parsed))
+    cells = gather(*zip(*data, strict=True)) if data else {}
     kinds = {key: counts for key, (_, counts) in cells.items()}
     columns: dict[str, pa.Array] = {}
     for name, kind in fixed_schema().items():
@@ -688,8 +688,8 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata(footer(project, kinds))
 
 
-def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], dict[Key, Any]]:
-    """A run's fixed columns and JSON columns, and its flattened values."""
+def read_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], ...]:
+    """A run's fixed columns and JSON columns; its config, its summary and its system metrics, if asked for."""
     config, summary = unwrap_config(node["config"]), parse_json(node["summaryMetrics"])
     raw = node["summaryMetrics"] or "{}"
     own = summary.get("_wandb")
@@ -700,11 +700,8 @@ def flatten_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], dic
         "_config_json": dump_json(config),
         "_summary_json": raw if is_storable(raw) else json.dumps(summary),
     }
-    flat = flatten_config(config) | flatten_numbers("metric", summary)
-    if system:  # W&B spells them system.gpu.0.temp; the prefix stands once
-        values = {name.removeprefix("system."): value for name, value in parse_json(node["systemMetrics"]).items()}
-        flat |= flatten_numbers("system", values)
-    return row, flat
+    metrics = parse_json(node["systemMetrics"]) if system else {}  # spelled system.gpu.0.temp; one prefix suffices
+    return row, config, summary, {name.removeprefix("system."): value for name, value in metrics.items()}
 
 
 def whole(value: Any) -> int | None:
@@ -853,13 +850,8 @@ def count_kinds(source: Source, rows: Sequence[int], system: bool) -> dict[Key, 
     chosen = dropped if subtract else list(rows)
     for block in batched(chosen, BLOCK):
         table = source.take(block, ["_config_json", "_summary_json", *number_columns.values()])
-        flats = [
-            flatten_config(parse_json(config)) | flatten_numbers("metric", parse_json(summary))
-            for config, summary in zip(
-                table["_config_json"].to_pylist(), table["_summary_json"].to_pylist(), strict=True
-            )
-        ]
-        for key, (_, kinds) in gather(flats).items():
+        data = [[parse_json(text) for text in table[f"_{name}_json"].to_pylist()] for name in ("config", "summary")]
+        for key, (_, kinds) in gather(*data).items():
             counts.setdefault(key, Counter()).update(kinds)
         for key, column in number_columns.items():
             counts.setdefault(key, Counter())["float"] += len(table) - table[column].null_count
@@ -923,15 +915,12 @@ def conform(
         for key, own in source.types.items()
         if key in types and own != types[key] and (own, types[key]) != EXACT_CAST and source.has_values(key)
     }
-    flats: list[dict[Key, Any]] = []
-    for text in table["_config_json"].to_pylist() if again else ():
-        flat = flatten_config(parse_json(text))
-        flats.append({key: flat[key] for key in again & flat.keys()})
-    cells = gather(flats)
+    texts = table["_config_json"].to_pylist() if again else []
+    cells = gather([parse_json(text) for text in texts])
     arrays = {name: table[name] for name in fixed_schema() if name != "*"}
     for key, column in columns.items():
         kind = schema.field(column).type
-        if key in cells:
+        if key in again and key in cells:
             arrays[column] = to_array(cells[key][0], types[key])
         elif key in again or not source.has_values(key):
             arrays[column] = pa.nulls(len(table), kind)
@@ -2109,7 +2098,9 @@ def main() -> int:
     """Export the projects that the command line names; returns the exit code."""
     args = parse_arguments()
     threading.Thread(target=__import__, args=("pyarrow.parquet",), daemon=True).start()  # while W&B is asked
-    sys.set_int_max_str_digits(0)  # configs may hold integers of any size
+    sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
+    sys.setrecursionlimit(10_000)  # configs may be nested deeply,
+    sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
     account = find_account(args.api_key)
     server = Server(account, args.workers)
     shown = {
