@@ -327,6 +327,42 @@ def bench_analyze_help() -> None:
     show("Help", [min((measure("analyze_runs.py --help", command) for _ in range(3)), key=lambda m: m.cpu)])
 
 
+# ---------------------------------------------------------------- list_entities.py, against a loop over wandb.Api()
+
+
+COUNTING = """# /// script
+# requires-python = ">=3.11"
+# dependencies = ["wandb>=0.31,<0.32"]
+# ///
+import wandb
+
+api = wandb.Api()
+for project in api.projects("ENTITY"):
+    path = f"ENTITY/{project.name}"
+    wanted = [{}, {"state": "finished"}, {"state": "running"}, {"state": {"$in": ["crashed", "failed"]}}]
+    counts = [len(api.runs(path, filters, per_page=1)) for filters in wanted]
+    print(project.name, *counts, [run.created_at for run in api.runs(path, order="-created_at", per_page=1)[:1]])
+"""
+
+
+@benchmark
+def bench_list() -> None:
+    """100 projects: len(api.runs(path, filters)) for each count, and list_entities.py."""
+    fill = f'for i in range(100): server.fill("{ENTITY}", f"project_{{i:03}}", 50, config_values=5, metrics=5)'
+    weather = "server.weather.latency, server.weather.work_per_count = 0.08, 0.005"
+    with serving(f"{fill}\n{weather}") as tell, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        script = str(TOOLS / "list_entities.py")
+        subprocess.run(["uv", "sync", "-q", "--script", script], check=True)
+        ours = ["uv", "run", "-q", "--script", script]
+        rows = [
+            counted(tell, "start-up: list_entities.py --help", [*ours, "--help"], folder),
+            counted(tell, "wandb.Api(), project after project", uv_script(folder, "loop.py", COUNTING), folder),
+            counted(tell, "list_entities.py", [*ours, "-e", ENTITY], folder),
+        ]
+        show("100 projects, 80 ms round trip, 5 ms of server work per count", rows)
+
+
 def main() -> None:
     """Run the named benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
