@@ -13,6 +13,7 @@ What W&B does where the client's source is silent is marked "Assumed:" in the co
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import gzip
@@ -24,6 +25,7 @@ import math
 import random
 import re
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -240,13 +242,13 @@ class StoredRun:
 
     id: str
     entity: str
-    project: Project
+    project: Project = field(repr=False)
     sequence: int
     created: float
     created_at: str
-    config_wire: bytes | Callable[[], bytes] = b'"{}"'
-    summary_wire: bytes | Callable[[], bytes] = b'"{}"'
-    system_wire: bytes = b'"{}"'
+    config_wire: bytes | Callable[[], bytes] = field(default=b'"{}"', repr=False)
+    summary_wire: bytes | Callable[[], bytes] = field(default=b'"{}"', repr=False)
+    system_wire: bytes = field(default=b'"{}"', repr=False)
     display_name: str | None = None
     state: str = "finished"
     heartbeat_at: str | None = None
@@ -258,8 +260,8 @@ class StoredRun:
     commit: str | None = None
     host: str | None = None
     user: User | None = None
-    history: History | None = None
-    files: dict[str, bytes] | None = None
+    history: History | None = field(default=None, repr=False)
+    files: dict[str, bytes] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> tuple[float, int]:
@@ -488,10 +490,12 @@ class GeneratedHistory(History):
             "_timestamp": pa.array(1759320000.0 + steps * 0.25),
         }
         for number in range(self.key_count):
-            values = rng.standard_normal(self.length) * np.exp(-steps / max(self.length, 1)) + number
-            mask = None if self.fill >= 1 else rng.random(self.length) >= self.fill
+            missing = rng.random(self.length, dtype="float32") >= self.fill
+            logged = np.flatnonzero(~missing)
+            values = np.zeros(self.length)
+            values[logged] = rng.standard_normal(len(logged)) * np.exp(-logged / self.length) + number
             name = f"{('train', 'val', 'test', 'grad')[number % 4]}/metric_{number}"
-            columns[name] = pa.array((values * 1000).astype("int64") if number % 10 == 9 else values, mask=mask)
+            columns[name] = pa.array((values * 1000).astype("int64") if number % 10 == 9 else values, mask=missing)
         return pa.table(columns)
 
     def steps(self) -> Any:
@@ -517,7 +521,11 @@ class GeneratedHistory(History):
                 for part in range(self.file_count()):
                     start = part * self.rows_per_file
                     rows = table.slice(start, min(self.rows_per_file, self.exported - start))
-                    pq.write_table(rows, path.with_name(path.name.replace(f"_{number}.parquet", f"_{part}.parquet")))
+                    pq.write_table(
+                        rows,
+                        path.with_name(path.name.replace(f"_{number}.parquet", f"_{part}.parquet")),
+                        use_dictionary=False,
+                    )
         return path.read_bytes()
 
 
@@ -1764,10 +1772,12 @@ class WandbServer:
         """Give every run of a project `rows` steps of `keys` keys, each logged at the share `fill` of the steps.
 
         All but the last `live_rows` are in exported files, made from the run's number when they are first asked for,
-        or at once with `prepare`, so that a benchmark does not time their making.
+        or at once with `prepare`, so that a benchmark does not time their making. Every hundredth run has the same.
         """
         for number, run in enumerate(self.runs(entity, project)):
-            run.history = GeneratedHistory(number, rows, keys, fill, live_rows, Path(self.folder.name), rows_per_file)
+            run.history = GeneratedHistory(
+                number % 100, rows, keys, fill, live_rows, Path(self.folder.name), rows_per_file
+            )
             if prepare and run.history.file_count():
                 run.history.file(0)
 
@@ -1841,6 +1851,7 @@ class FillPieces:
             ]
         text = wire(json.dumps(wrapped(config)))
         self.config_pieces = re.split(rb'\\"@(\w+)@\\"', text)
+        self.escaped: dict[Any, bytes] = {}
         names = ["test/mse", "val/loss", "test/accuracy", "best_epoch"]
         names += [f"test/eps_{i % 10 / 10}/snr_{i // 10}/mse" for i in range(max(metrics - len(names), 0))]
         self.blocks = [
@@ -1870,7 +1881,11 @@ class FillPieces:
     def config(self, i: int) -> bytes:
         values = self.values(i)
         parts = self.config_pieces.copy()
-        parts[1::2] = [wire(json.dumps(values[name.decode()]))[1:-1] for name in parts[1::2]]
+        for place in range(1, len(parts), 2):
+            value = values[parts[place].decode()]
+            if value not in self.escaped:
+                self.escaped[value] = wire(json.dumps(value))[1:-1]
+            parts[place] = self.escaped[value]
         return b"".join(parts)
 
     def summary(self, i: int) -> bytes:
@@ -1932,6 +1947,9 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         stats = owner.stats
         self.request_name = ""
+        if self.path.startswith("/_stats"):
+            self.route(owner)
+            return
         with stats.lock:
             stats.in_flight += 1
             stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
@@ -2137,3 +2155,268 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(206, data[start:stop], "application/octet-stream", extent)
         else:
             self.reply(200, data, "application/octet-stream", {"Accept-Ranges": "bytes"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sample: a graph-denoising lab.
+
+ARCH_BASE = {  # log10 of the test error that an architecture reaches at its best
+    "filter_bank": -1.95,
+    "self_attention": -2.10,
+    "linear_pe": -1.60,
+    "spectral_linear": -1.45,
+    "digress_default": -1.70,
+    "digress_transformer_gnn_all": -2.00,
+    "digress_transformer_gnn_qk": -2.05,
+    "digress_transformer_gnn_v": -1.90,
+}
+DATASET_HARDNESS = {"sbm": 0.0, "ring_of_cliques": -0.25, "ego": 0.2, "pyg_enzymes": 0.35, "pyg_proteins": 0.45}
+BEST_K = {"sbm": 8, "ring_of_cliques": 16, "ego": 8, "pyg_enzymes": 16, "pyg_proteins": 16}
+MODEL_TARGETS = {
+    "filter_bank": "graph_denoise.models.SpectralDenoiser",
+    "spectral_linear": "graph_denoise.models.SpectralDenoiser",
+    "self_attention": "graph_denoise.models.AttentionDenoiser",
+    "linear_pe": "graph_denoise.models.LinearPE",
+}
+SAMPLE_START = "2025-09-15T08:00:00Z"
+
+
+def sample(server: WandbServer) -> None:
+    """Fill a fresh server with the lab that the demo and the README show: four projects of `graph_denoise_team`.
+
+    Deterministic. k and the learning rate have an optimum, architectures and datasets differ, seeds scatter a little;
+    a few runs crashed, failed or still run, and one diverged to NaN.
+    """
+    rng = random.Random(2025)
+    clock = instant(SAMPLE_START)
+    lab = "graph_denoise_team"
+    plans: list[tuple[str, str, dict[str, Any]]] = []
+    for arch, lr, wd, seed in itertools.product(
+        [name for name in ARCH_BASE if name.startswith("digress")], (1e-4, 1e-3), (1e-4, 1e-2), (1, 2, 3)
+    ):
+        plans.append(
+            (
+                "digress_baselines",
+                "stage1c_{arch}_lr{lr}_wd{wd}_k{k}_s{seed}",
+                sample_knobs(arch, "sbm", lr, wd, 8, seed),
+            )
+        )
+    for arch, dataset, eps, seed in itertools.product(
+        ("filter_bank", "self_attention"), ("sbm", "ego"), (0.1, 0.2), (1, 2, 3)
+    ):
+        knobs = sample_knobs(arch, dataset, 1e-3, 1e-4, 8, seed) | {"eps": eps, "single": True}
+        plans.append(
+            ("single_graph_ablation", "stage1_{arch}_{dataset}_single_lr{lr}_wd{wd}_k{k}_eps{eps}_s{seed}", knobs)
+        )
+    for arch, dataset, k, lr, seed in itertools.product(
+        ("filter_bank", "self_attention", "linear_pe", "spectral_linear"),
+        ("sbm", "ring_of_cliques", "ego"),
+        (4, 8, 16),
+        (1e-4, 1e-3, 1e-2),
+        (1, 2),
+    ):
+        knobs = sample_knobs(arch, dataset, lr, 1e-4, k, seed)
+        plans.append(("spectral_denoising", "stage2_{arch}_{dataset}_default_lr{lr}_wd{wd}_k{k}_s{seed}", knobs))
+    for arch, dataset, lr, seed in itertools.product(
+        ("self_attention", "filter_bank"), ("pyg_enzymes", "pyg_proteins"), (3e-4, 1e-3), (1, 2, 3)
+    ):
+        knobs = sample_knobs(arch, dataset, lr, 1e-4, 16, seed)
+        plans.append(("pyg_transfer", "stage3_pyg_dist_{arch}_{dataset}_lr{lr}_wd{wd}_k{k}_s{seed}", knobs))
+    for number, (project, pattern, knobs) in enumerate(plans):
+        left = len(plans) - number
+        state = "running" if left <= 3 else rng.choices(("finished", "crashed", "failed"), (94, 4, 2))[0]
+        diverged = project == "spectral_denoising" and (
+            knobs["arch"],
+            knobs["dataset"],
+            knobs["k"],
+            knobs["lr"],
+            knobs["seed"],
+        ) == (
+            "self_attention",
+            "ego",
+            16,
+            1e-2,
+            2,
+        )
+        spelled = knobs | {"lr": short_float(knobs["lr"]), "wd": short_float(knobs["wd"])}
+        sample_run(
+            server,
+            lab,
+            project,
+            pattern.format_map(spelled),
+            knobs,
+            "finished" if diverged else state,
+            diverged,
+            clock,
+            rng,
+        )
+        clock += rng.randint(300, 3000)
+    server.add_project("tester", "scratch", SAMPLE_START)
+
+
+def sample_knobs(arch: str, dataset: str, lr: float, wd: float, k: int, seed: int) -> dict[str, Any]:
+    """The hyperparameters of a sample run."""
+    return {"arch": arch, "dataset": dataset, "lr": lr, "wd": wd, "k": k, "seed": seed, "eps": 0.1, "single": False}
+
+
+def short_float(value: float) -> str:
+    """`0.001` -> `1e-3`, as the lab writes it into names."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def sample_run(
+    server: WandbServer,
+    entity: str,
+    project: str,
+    name: str,
+    knobs: dict[str, Any],
+    state: str,
+    diverged: bool,
+    clock: float,
+    rng: random.Random,
+) -> None:
+    """Add one run of the lab: config, curves and, when it finished, test metrics that follow from its knobs."""
+    arch, dataset, lr, k, eps = (knobs[key] for key in ("arch", "dataset", "lr", "k", "eps"))
+    error = 10 ** (
+        ARCH_BASE[arch]
+        + DATASET_HARDNESS[dataset]
+        + 0.22 * math.log10(lr / 1e-3) ** 2
+        + 0.10 * math.log2(k / BEST_K[dataset]) ** 2
+        + (0.12 if knobs["wd"] > 1e-3 else 0.0)
+        + 0.9 * math.log10(eps / 0.1)
+        - (0.3 if knobs["single"] else 0.0)
+        + rng.gauss(0, 0.04)
+    )
+    epochs = 200 if state == "finished" else rng.randint(40, 160)
+    seconds = rng.uniform(6, 14)
+    rows = []
+    for step in range(epochs):
+        decay = math.exp(-step / (30 * (1e-3 / lr) ** 0.3))
+        row: dict[str, Any] = {
+            "_step": step,
+            "_timestamp": clock + step * seconds,
+            "_runtime": step * seconds,
+            "epoch": step,
+            "train/loss": error * 0.8 + decay * rng.uniform(0.9, 1.1),
+        }
+        if step % 5 == 4:
+            row["val/loss"] = error * 1.05 + decay * rng.uniform(1.0, 1.2)
+        if diverged and step > 60:
+            row = {key: math.nan if key.endswith("loss") else value for key, value in row.items()}
+        rows.append(row)
+    validated = [row for row in rows if "val/loss" in row]
+    best = min(validated, key=lambda row: math.inf if math.isnan(row["val/loss"]) else row["val/loss"])
+    summary = rows[-1] | {
+        "val/loss": validated[-1]["val/loss"],
+        "best_epoch": best["epoch"],
+        "val/best": {"min": best["val/loss"]},
+        "_wandb": {"runtime": int(epochs * seconds)},
+    }
+    if state == "finished":
+        summary |= {
+            "test/mse": math.nan if diverged else error,
+            "test/accuracy": math.nan if diverged else 1 / (1 + 4 * error),
+            "test/eps_0.1/mse": math.nan if diverged else error * 0.8,
+            "test/eps_0.2/mse": math.nan if diverged else error * 1.6,
+            "test/spectrum": {"_type": "histogram", "values": [3, 9, 14, 6], "bins": [0.0, 0.5, 1.0, 1.5, 2.0]},
+        }
+    config = {
+        "seed": knobs["seed"],
+        "model": {
+            "_target_": MODEL_TARGETS.get(arch, "graph_denoise.models.DigressTransformer"),
+            "k": k,
+            "hidden_dim": 128,
+            "num_layers": 4,
+            "dropout": 0.1,
+            "eigenvectors": {"normalize": True, "sign_invariant": arch == "linear_pe"},
+        },
+        "data": {
+            "_target_": f"graph_denoise.data.{'SingleGraph' if knobs['single'] else 'GraphDistribution'}DataModule",
+            "dataset_name": dataset,
+            "graph_type": "real" if dataset.startswith("pyg") else "synthetic",
+            "same_graph_all_splits": knobs["single"],
+            "num_graphs": 1 if knobs["single"] else 200,
+            "noise": {"type": "gaussian", "eps": [eps]},
+            "batch_size": 32,
+        },
+        "optimizer": {"_target_": "torch.optim.AdamW", "lr": lr, "weight_decay": knobs["wd"]},
+        "trainer": {"max_epochs": 200, "gradient_clip_val": 1.0, "precision": "32-true", "devices": 1},
+        "_wandb": {"cli_version": "0.31.0", "python_version": "3.11.9", "framework": "lightning"},
+    }
+    stage = name.partition("_")[0]
+    created_at = iso(clock)
+    server.add_run(
+        entity,
+        project,
+        display_name=name,
+        config=config,
+        summary=summary,
+        state=state,
+        created_at=created_at,
+        heartbeat_at=iso(clock + epochs * seconds),
+        tags=(stage, "paper") if project == "spectral_denoising" and lr == 1e-3 else (stage,),
+        group=name.rpartition("_s")[0],
+        job_type="train",
+        sweep="k3x9q2ab" if project == "spectral_denoising" and arch == "filter_bank" else None,
+        commit=f"{rng.getrandbits(160):040x}",
+        user=("tester", "alice")[len(name) % 2],
+        history=rows,
+        exported_steps=epochs - epochs % 50 if state == "running" else epochs,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+
+
+def main() -> None:
+    """Serve until Ctrl-C, for a developer or for a benchmark that wants the server in a process of its own."""
+    parser = argparse.ArgumentParser(
+        description="A W&B server on loopback: point any W&B client at it with WANDB_BASE_URL.",
+        epilog="example: uv run tests/wandb_server.py --port 8080 --sample",
+    )
+    add = parser.add_argument
+    add("--port", type=int, default=0, help="the port (default: a free one, which is printed)")
+    add("--sample", action="store_true", help="hold a graph-denoising lab of a few hundred runs")
+    add("--fill", action="append", default=[], metavar="ENTITY/PROJECT=N", help="hold N made-up runs (repeatable)")
+    add("--config-values", type=int, default=150, metavar="N", help="config values of a made-up run (%(default)s)")
+    add("--metrics", type=int, default=120, metavar="N", help="summary metrics of a made-up run (%(default)s)")
+    add("--per-second", type=int, default=1, metavar="N", help="made-up runs that share a second (%(default)s)")
+    add("--history-rows", type=int, default=0, metavar="N", help="history rows of a made-up run (%(default)s)")
+    add("--history-keys", type=int, default=10, metavar="N", help="keys of those rows (%(default)s)")
+    add("--history-fill", type=float, default=1.0, metavar="SHARE", help="share of steps that log a key (%(default)s)")
+    add("--live-rows", type=int, default=0, metavar="N", help="rows at the end that are not exported (%(default)s)")
+    add("--latency", type=float, default=0.0, metavar="SECONDS", help="added to every answer")
+    add("--work-per-run", type=float, default=0.0, metavar="SECONDS", help="added for every run on a page")
+    add("--work-per-count", type=float, default=0.0, metavar="SECONDS", help="added for every count of runs")
+    args = parser.parse_args()
+    wanted = []
+    for text in args.fill:
+        match = re.fullmatch(r"([^/]+)/([^=]+)=(\d+)", text)
+        if match is None:
+            parser.error(f"--fill {text}: it should read ENTITY/PROJECT=N")
+        wanted.append((match[1], match[2], int(match[3])))
+    try:
+        server = WandbServer(args.port)
+    except OSError as error:
+        parser.error(f"--port {args.port}: {error.strerror}")
+    for name in ("latency", "work_per_run", "work_per_count"):
+        setattr(server.weather, name, getattr(args, name))
+    if args.sample:
+        sample(server)
+    for entity, project, n in wanted:
+        server.fill(entity, project, n, args.config_values, args.metrics, per_second=args.per_second)
+        if args.history_rows:
+            history = (args.history_rows, args.history_keys, args.history_fill, args.live_rows)
+            server.fill_history(entity, project, *history, prepare=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    with server, contextlib.suppress(KeyboardInterrupt):
+        print(f"listening on {server.url}", flush=True)
+        print(f"WANDB_BASE_URL={server.url} WANDB_API_KEY={KEY}", file=sys.stderr, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
