@@ -31,6 +31,7 @@ import argparse
 import base64
 import configparser
 import contextlib
+import ctypes
 import difflib
 import fnmatch
 import hashlib
@@ -66,7 +67,7 @@ TRIES = 6  # times that a request is sent before it counts as unanswered
 OUTPUT = Path("wandb_export")
 WORKERS = 8  # requests in flight, over all projects
 FIRST_PAGE, LARGEST_PAGE = 100, 1000  # runs per request: the first, and the most
-PAGE_SECONDS, PAGE_BYTES = 2.0, 8_000_000  # what a page should take at the most, to arrive and in memory
+PAGE_SECONDS, PAGE_BYTES = 2.0, 6_000_000  # what a page should take at the most, to arrive and in memory
 BLOCK = 1000  # runs per row group, and held at once when the file is built
 HISTORY_BATCH = 20_000  # history rows converted at once
 HISTORY_CELLS = 4_000_000  # history values per row group
@@ -415,7 +416,8 @@ def column_name(key: str) -> str:
 
 # ---------------------------------------------------------------- a run's data, flattened
 
-DECODER = json.JSONDecoder(strict=False)  # control characters in strings occur
+DECODER = json.JSONDecoder(strict=False)  # control characters in strings occur,
+CONTROL = re.compile(r"[\x00-\x1f]")  # which other JSON parsers reject
 NAMED_FLOATS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
@@ -698,7 +700,7 @@ def read_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], ...]:
         "last_step": whole(summary.get("_step")),
         "runtime_seconds": finite(summary.get("_runtime") if runtime is None else runtime),
         "_config_json": dump_json(config),
-        "_summary_json": raw if is_storable(raw) else json.dumps(summary),
+        "_summary_json": raw if is_storable(raw) and not CONTROL.search(raw) else dump_json(summary),
     }
     metrics = parse_json(node["systemMetrics"]) if system else {}  # spelled system.gpu.0.temp; one prefix suffices
     return row, config, summary, {name.removeprefix("system."): value for name, value in metrics.items()}
@@ -2098,6 +2100,8 @@ def main() -> int:
     """Export the projects that the command line names; returns the exit code."""
     args = parse_arguments()
     threading.Thread(target=__import__, args=("pyarrow.parquet",), daemon=True).start()  # while W&B is asked
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps what each thread freed, here 100 MB
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
     sys.setrecursionlimit(10_000)  # configs may be nested deeply,
     sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
