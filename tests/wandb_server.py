@@ -1334,7 +1334,7 @@ def _files(run, info, names=None, first=None, after=None, pattern=None, upload=F
         for name, data in sorted((run.files or {}).items())
         if (not names or name in names) and (like is None or like.fullmatch(name))
     ]
-    return connection([{**item, "url": item["url"]} for item in chosen], first, after)
+    return connection(chosen, first, after)
 
 
 @resolves("Mutation.upsertBucket")
@@ -2040,9 +2040,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         sent = b"" if self.command == "HEAD" else body[: len(body) // 2] if cut else body
-        with owner.stats.lock:
-            owner.stats.bytes += len(sent)
-            owner.stats.statuses[status] += 1
+        if self.request_name:
+            with owner.stats.lock:
+                owner.stats.bytes += len(sent)
+                owner.stats.statuses[status] += 1
         self.wfile.write(sent)
         if cut:
             self.close_connection = True
