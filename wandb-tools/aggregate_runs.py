@@ -26,7 +26,6 @@ import fnmatch
 import json
 import os
 import re
-import shutil
 import sys
 import tomllib
 from collections import Counter
@@ -37,6 +36,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def separated(text: pl.Expr) -> pl.Expr:
     """`text` in lower case, `_` for every other separator and at both ends, so that `_ego_` finds the word `ego`."""
     import polars as pl
 
-    return pl.format("_{}_", text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"))
+    # concat_str, because pl.format panics in Polars 2.1 where a filter has left a chunk of a column empty
+    return pl.concat_str(pl.lit("_"), text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"), pl.lit("_"))
 
 
 def parse(text: pl.Expr, words: pl.Expr, rule: Rule) -> pl.Expr:
@@ -397,7 +398,7 @@ def contract_type(column: str) -> pl.DataType | None:
     """The type that the data contract gives a column; None for config columns and for columns that it does not know."""
     import polars as pl
 
-    if column.startswith("metric_") or column == "runtime_seconds":
+    if column.startswith(("metric_", "system_")) or column == "runtime_seconds":
         return pl.Float64()
     if column in ("last_step", "history_rows"):
         return pl.Int64()
@@ -446,7 +447,7 @@ def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], di
     for column, by in disputed.items():
         kept = {dtype: [e for e in files if seen[e.path, column] is not None] for dtype, files in by.items()}
         kept = {dtype: files for dtype, files in kept.items() if files}
-        exact = all((seen[e.path, column] or 0) <= 2**53 for e in kept.get(pl.Int64(), []))
+        exact = all(seen[e.path, column] for e in kept.get(pl.Int64(), []))
         if len(kept) <= 1:
             types[column] = next(iter(kept), pl.String())
             continue
@@ -468,29 +469,20 @@ def widest(dtype: pl.DataType) -> pl.DataType:
     return pl.String() if dtype in (pl.Null, pl.Categorical, pl.Enum) else dtype
 
 
-def probe(disputed: dict[str, dict[pl.DataType, list[Export]]]) -> dict[tuple[str, str], int | None]:
-    """For each file of a disputed column: None when the column has no value there, else its largest magnitude, or 0.
-
-    The magnitude is that of Int64 columns only; it tells whether they survive becoming Float64.
-    """
+def probe(disputed: dict[str, dict[pl.DataType, list[Export]]]) -> dict[tuple[str, str], bool | None]:
+    """For each (file, disputed column): None when it has no value there, else whether Float64 would keep its values."""
     import polars as pl
 
-    asked: dict[str, dict[str, pl.Expr]] = {}
+    asked: dict[str, list[pl.Expr]] = {}
     for column, by in disputed.items():
+        value = pl.col(column)
         for dtype, files in by.items():
-            value = pl.col(column)
-            if dtype == pl.Int64:
-                size = pl.max_horizontal(value.max().cast(pl.Int128), -value.min().cast(pl.Int128))
-            else:
-                size = pl.when(value.count() > 0).then(pl.lit(0, pl.Int128))
+            exact = value.is_between(-(2**53), 2**53).all() if dtype == pl.Int64 else pl.lit(True)
             for export in files:
-                asked.setdefault(export.path, {})[column] = size.alias(column)
-    rows = pl.collect_all([pl.scan_parquet(path).select(*exprs.values()) for path, exprs in asked.items()])
-    return {
-        (p, column): value
-        for p, row in zip(asked, rows, strict=True)
-        for column, value in row.row(0, named=True).items()
-    }
+                asked.setdefault(export.path, []).append(pl.when(value.count() > 0).then(exact).alias(column))
+    rows = pl.collect_all([pl.scan_parquet(path).select(exprs) for path, exprs in asked.items()])
+    answers = zip(asked, rows, strict=True)
+    return {(path, column): answer for path, row in answers for column, answer in row.row(0, named=True).items()}
 
 
 # ---- JSON text of numbers ---------------------------------------------------------------------------------------
@@ -616,7 +608,7 @@ def check_regex(regex: str, where: str) -> str:
 
 
 def read_rules(given: Sequence[str], file: str | None) -> dict[str, Rule]:
-    """The patterns in force: the script's, or those of `--rules FILE`, with those of each `--rule NAME=REGEX` on top."""
+    """The patterns in force: the script's, or those of `--rules FILE`, with each `--rule NAME=REGEX` on top."""
     rules: dict[str, Rule] = dict(RULES)
     if file:
         try:
@@ -635,7 +627,7 @@ def read_rules(given: Sequence[str], file: str | None) -> dict[str, Rule]:
         where = f"rule {name}"
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise Stop(f"{where}: {name!r} is no column name. Use letters, digits and _.")
-        if contract_type(name) or name in ("protocol", ROW, FILE):
+        if contract_type(name) or name.startswith("config_") or name == "protocol":
             raise Stop(f"{where}: exports have a column {name} of their own. Choose another name.")
         if isinstance(rule, str):
             checked[name] = check_regex(rule, where)
@@ -715,8 +707,8 @@ def check_where(where: str, schema: dict[str, pl.DataType]) -> None:
 def survey(merged: pl.LazyFrame, chosen: Sequence[tuple[str, pl.Expr]]) -> pl.DataFrame:
     """The few columns that decide which runs stay, and that the summary counts; a row per row of `merged`, in order.
 
-    Out: `__file`, `__row`, `id`, `name`, `entity`, `project`, `stage`, `arch`, `dataset` if they are there, and `0`, `1`,
-    ..., a Bool per filter.
+    Out: `__file`, `__row`, `id`, `name`, `entity`, `project`, what is there of `stage`, `arch`, `dataset`, and a Bool
+    per filter: `0`, `1`, ...
     """
     there = merged.collect_schema()
     columns = [c for c in (FILE, ROW, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in there]
@@ -821,22 +813,22 @@ def write(frame: pl.LazyFrame, target: str, partition: str | None) -> None:
     """Write `frame` so that `target` is at every moment the old output or the whole new one."""
     suffix = Path(target).suffix
     if is_remote(target):  # an upload becomes visible when it is complete
-        return sink(frame, target, suffix, partition)
+        sink(frame, target, suffix, partition)
+        return
     final = Path(target)
     final.parent.mkdir(parents=True, exist_ok=True)
-    beside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    replaced = final.with_name(f".{final.name}.{os.getpid()}.old")
-    try:
+    with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
+        beside, replaced = Path(folder) / final.name, Path(folder) / "replaced"
         sink(frame, str(beside), suffix, partition)
-        if partition and final.exists():  # a folder with content cannot be replaced in one step
-            final.rename(replaced)
-        beside.replace(final)
-    finally:
-        for leftover in (beside, replaced):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            leftover.unlink(missing_ok=True)
-    return None
+        if not (partition and final.exists()):
+            beside.replace(final)
+            return
+        final.rename(replaced)  # a folder with content cannot be replaced in one step
+        try:
+            beside.rename(final)
+        except BaseException:
+            replaced.rename(final)
+            raise
 
 
 # ---- Summary ----------------------------------------------------------------------------------------------------
