@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import math
@@ -458,6 +459,9 @@ def test_made_up_histories_are_whole_and_repeatable(server):
     assert 0.05 < share < 0.15
     assert run.history.file(1) != server.runs(TEAM, PROJECT)[2].history.file(1)
     assert run.line_count == 1000
+    whole = [json.loads(row) for row in history_of(server, run.id, samples=1000)["history"]]
+    assert [row["_step"] for row in whole] == list(range(1000))
+    assert whole[900:] == run.history.live()
 
 
 # --- weather and cost
@@ -515,6 +519,23 @@ def test_a_body_cut_short_and_an_expired_address(server):
     with pytest.raises(urllib.error.HTTPError, match="403"):
         fetch(url)
     assert fetch(url)
+
+
+def test_answers_are_compressed_only_on_wish(server):
+    server.fill(TEAM, PROJECT, 20)
+    request = urllib.request.Request(
+        f"{server.url}/graphql",
+        json.dumps({"query": FULL % (PROJECT, TEAM), "variables": {"first": 20}}).encode(),
+        {"Authorization": "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode(), "Accept-Encoding": "gzip"},
+    )
+    bodies = []
+    for wish in (False, True):
+        server.weather.gzip = wish
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.headers["Content-Encoding"] == ("gzip" if wish else None)
+            bodies.append(answer.read())
+    assert gzip.decompress(bodies[1]) == bodies[0]
+    assert len(bodies[1]) < len(bodies[0]) / 3
 
 
 def test_a_hang_ends_without_an_answer(server):

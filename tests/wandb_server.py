@@ -8,7 +8,8 @@ names as the client of the pinned version uses them: a field that W&B lacks is a
 real SDK (`wandb.init()` in online mode), from `add_run`, or by the ten thousand from `fill`. `weather` makes the
 network and the server slow, busy or broken; `stats` counts what was asked, so that tests can assert on cost.
 
-What W&B does where the client's source is silent is marked "Assumed:" in the comments.
+What W&B does where the client's source is silent is marked "Assumed:" in the comments. Artifacts, reports, launch and
+sweeps (beyond a run's sweep name) are not here: the SDK logs a table's file, but its artifact version is refused.
 """
 
 from __future__ import annotations
@@ -508,8 +509,15 @@ class GeneratedHistory(History):
 
     def live(self) -> list[dict[str, Any]]:
         if self.tail is None:
-            self.tail = super().live()
+            live = range(self.exported, self.length)
+            self.tail = super().rows(live) if live else []
         return self.tail
+
+    def rows(self, positions: range) -> list[dict[str, Any]]:
+        # The live rows are asked for page by page: they are not made anew each time.
+        if positions and positions[0] >= self.exported:
+            return [self.live()[position - self.exported] for position in positions]
+        return super().rows(positions)
 
     def file(self, number: int) -> bytes:
         path = self.folder / f"{self.seed}_{self.length}_{self.key_count}_{self.fill}_{self.exported}_{number}.parquet"
@@ -1780,6 +1788,8 @@ class WandbServer:
             )
             if prepare and run.history.file_count():
                 run.history.file(0)
+            if prepare:
+                run.history.live()
 
     # --- addresses
 
