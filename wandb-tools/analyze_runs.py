@@ -366,9 +366,10 @@ def first_line(error: Exception) -> str:
 def unknown(word: str, columns: Iterable[str], what: str = "column") -> Stop:
     """The error for a column that does not exist, with the nearest names, compared with and without their prefix."""
     by_short = {re.sub(r"^(?:config|metric)_", "", column): column for column in columns}
-    holding = [column for column in by_short.values() if column_name(word).lower() in column.lower()][:3]
-    near = nearest(word, by_short.values()) or nearest(word, by_short)
-    near = near or (f" Did you mean {' or '.join(holding)}?" if holding else "")
+    part = f"_{column_name(word).lower()}_"
+    holding = [column for column in by_short.values() if part in f"_{column.lower()}_"][:3]
+    near = f" Did you mean {' or '.join(holding)}?" if holding else nearest(word, by_short.values())
+    near = near or nearest(word, by_short)
     return Stop(f"there is no {what} {word!r}.{near} --schema lists the columns, --schema --match TEXT some of them.")
 
 
@@ -648,7 +649,7 @@ def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending:
     frame, labels = spread(groups, rows, cols)
     best, order = ("max", "highest") if descending else ("min", "lowest")
     return Answer(
-        f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of each column is marked",
+        f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of a column is marked",
         frame,
         [Column(short(c), c, key=True) for c in rows]
         + [Column(name, f"{name}_mean", std=f"{name}_std", n=f"{name}_n", best=best) for name in labels],
@@ -803,15 +804,15 @@ def best_by(
     for row in chosen.iter_rows(named=True):
         cell = " / ".join(number(row[c]) for c in dims)
         values = ", ".join(f"{short(c)}={number(row[c])}" for c in config) or "the only configuration"
-        others = f"median of {row['configurations']} {number(row['median'])}"
-        notes.append(f"  {cell}: {values}; {others}, range {number(row['min'])} to {number(row['max'])}")
+        others = f"of {row['configurations']}: median {number(row['median'])}"
+        notes.append(f"  {cell}: {values} ({others}, range {number(row['min'])} to {number(row['max'])})")
     return Answer(
         f"{metric} of the best configuration by {select}, mean ± std over seeds, 95 % bootstrap interval",
         chosen.drop("values", "repeats", "most_seeds", "tied"),
         [
             *(Column(short(c), c, key=True) for c in dims),
             Column(short(metric), "mean", std="std", n="n", best="max" if descending else "min", within=tuple(within)),
-            Column("95 % interval", "ci_low", to="ci_high"),
+            Column("95 % interval", "ci_low", to="ci_high", key=True),
             Column(f"by {short(select)}", "selection"),
             Column("configs", "configurations"),
             Column("median", "median"),
@@ -992,7 +993,7 @@ def schema(runs: Runs, match: str | None) -> Answer:
             }
         )
     frame = pl.DataFrame(rows, schema_overrides={"values": pl.String, "key": pl.String})
-    titles = {"kind": "kind", "type": "type", "null_share": "null share", "values": "values", "key": "W&B key"}
+    titles = {"kind": "kind", "type": "type", "null_share": "nulls", "values": "values", "key": "W&B key"}
     return Answer(
         f"{len(rows)} columns of {points.height} runs",
         frame,

@@ -1,0 +1,1151 @@
+"""analyze_runs.py: every number against an independent computation, every table as it looks, every error."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import xml.etree.ElementTree as ET
+import zlib
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.stats
+from conftest import TOOLS, clean_env, load_script, run_script
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+analyze = load_script("analyze_runs.py")
+GOLDEN = Path(__file__).parent / "golden" / "analyze"
+ARCHS = ("gnn_qk", "filter_bank", "multilayer_self_attention", "mlp")
+NAN, INF = float("nan"), float("inf")
+
+
+# ---------------------------------------------------------------- exports as the data contract has them
+
+
+def run_row(i: int, **columns: object) -> dict[str, object]:
+    """One row of a runs file: the contract's fixed columns, and what the test says."""
+    fixed = {
+        "id": f"run{i:04d}",
+        "name": f"run-{i}",
+        "entity": "lab",
+        "project": "demo",
+        "state": "finished",
+        "url": f"https://wandb.ai/lab/demo/runs/run{i:04d}",
+        "created_at": datetime(2025, 10, 1, tzinfo=UTC) + timedelta(minutes=i),
+        "heartbeat_at": datetime(2025, 10, 2, tzinfo=UTC),
+        "tags": ["paper"] if i % 2 else [],
+        "user": "ada",
+        "group": None,
+        "last_step": 100,
+        "runtime_seconds": 60.5 + i,
+    }
+    return fixed | columns | {"_config_json": "{}", "_summary_json": "{}"}
+
+
+def write_runs(path: Path, rows: list[dict[str, object]], keys: dict[str, str] | None = None) -> Path:
+    """Write a runs file and the metadata beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics = {column for row in rows for column in row if column.startswith("metric_")}
+    overrides = dict.fromkeys(metrics, pl.Float64) | {"group": pl.String}
+    pl.DataFrame(rows, schema_overrides=overrides, infer_schema_length=None).write_parquet(path)
+    metadata = {"entity": "lab", "project": "demo", "total_runs": len(rows), "columns": keys or {}}
+    path.with_name(path.name.removesuffix("_runs.parquet") + "_metadata.json").write_text(json.dumps(metadata))
+    return path
+
+
+def demo_rows(metrics: int = 0) -> list[dict[str, object]]:
+    """144 runs: 4 archs x 3 datasets x 2 learning rates x 2 k x 3 seeds; some crashed, some diverged."""
+    grid = itertools.product(ARCHS, ("sbm", "ego", "pyg_enzymes"), (0.001, 0.01), (8, 16), (1, 2, 3))
+    rows = []
+    for i, (arch, dataset, lr, k, seed) in enumerate(grid):
+        wobble = 1 + 0.1 * math.sin(37.0 * i)
+        mse = 0.01 * (1 + ARCHS.index(arch)) * (1 + len(dataset) / 9) * (1 + 40 * lr) * (1 + k / 99) * wobble
+        rows.append(
+            run_row(
+                i,
+                name=f"stage2_{arch}_{dataset}_default_lr{lr:g}_wd1e-4_k{k}_s{seed}",
+                state="crashed" if i % 29 == 5 else "finished",
+                config_model_k=k,
+                config_model_lr=lr,
+                config_seed=seed,
+                config_out_dir=f"/scratch/outputs/{i}",
+                config_data_dataset_name=dataset,
+                metric_test_mse={17: NAN, 44: INF, 71: None}.get(i, mse),
+                metric_val_loss=mse * (1 + 0.1 * math.cos(11.0 * i)),
+                metric_test_acc=1 - mse,
+                **{f"metric_probe_{j}": float(i * j) for j in range(metrics)},
+            )
+        )
+    return rows
+
+
+KEYS = {
+    "config_model_k": "model.k",
+    "config_model_lr": "model.lr",
+    "config_seed": "seed",
+    "metric_test_mse": "test/mse",
+    "metric_val_loss": "val/loss",
+    "metric_test_acc": "test/acc",
+}
+
+
+def write_history(path: Path, rows: list[dict[str, object]], curve: dict[str, list[tuple[float, object]]]) -> Path:
+    """Write a history file; `curve` gives each run's (step, val/loss) pairs by run id."""
+    lines = [
+        {
+            "run_id": row["id"],
+            "run_name": row["name"],
+            "entity": row["entity"],
+            "project": row["project"],
+            "_step": step,
+            "_timestamp": 1.7e9 + step,
+            "_runtime": 2.5 * step,
+            "val/loss": value,
+            "epoch": float(step // 10),
+        }
+        for row in rows
+        for step, value in curve.get(str(row["id"]), [])
+    ]
+    pl.DataFrame(lines, infer_schema_length=None, strict=False).write_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `wandb_export/`: the demo runs, their metadata and their history."""
+    folder = tmp_path_factory.mktemp("demo")
+    rows = demo_rows()
+    write_runs(folder / "wandb_export" / "lab_demo_runs.parquet", rows, KEYS)
+    curve = {
+        str(row["id"]): [(s, math.exp(-s / 60) + 0.02 * math.sin(i + s)) for s in range(0, 200, 10)]
+        for i, row in enumerate(rows)
+    }
+    write_history(folder / "wandb_export" / "lab_demo_history.parquet", rows, curve)
+    return folder
+
+
+class Ran:
+    """What one call of the script left: exit code, stdout, stderr."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Call the script in this process: `call(folder, *args, COLUMNS="160")`, 80 columns and piped by default."""
+
+    def run(cwd: Path, *args: object, **env: str) -> Ran:
+        monkeypatch.chdir(cwd)
+        for name in ("FORCE_COLOR", "NO_COLOR", "LINES"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in ({"COLUMNS": "80"} | env).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["analyze_runs.py", *map(str, args)])
+        capsys.readouterr()
+        try:
+            code = analyze.main()
+        except analyze.Stop as stop:
+            code = stop.code
+            analyze.say(f"error: {stop}")
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def result(call):
+    """Call with --json; returns the rows. A call that fails shows its stderr."""
+
+    def run(cwd: Path, *args: object) -> list[dict[str, object]]:
+        ran = call(cwd, *args, "--json")
+        assert ran.code == 0, ran.err
+        return json.loads(ran.out)
+
+    return run
+
+
+def close(a: object, b: object) -> bool:
+    """Equal, for floats up to rounding; NaN stands for null."""
+    if isinstance(a, float) or isinstance(b, float):
+        if a is None or b is None or math.isnan(a) or math.isnan(b):
+            return (a is None or math.isnan(a)) and (b is None or math.isnan(b))
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return a == b
+
+
+# ---------------------------------------------------------------- numbers, against numpy and scipy
+
+VALUE = st.one_of(st.none(), st.sampled_from([NAN, INF, -INF, 0.0]), st.floats(-1e3, 1e3, width=32))
+PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def runs_of(rows: list[dict[str, object]]) -> object:
+    """Runs in memory, as `read` returns them."""
+    metrics = {c: pl.Float64 for row in rows for c in row if c.startswith("metric_")}
+    frame = pl.DataFrame(rows, schema_overrides=metrics, infer_schema_length=None)
+    return analyze.Runs(frame.lazy(), dict(frame.schema), {}, [])
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), VALUE), min_size=1, max_size=30), st.booleans())
+def test_group_statistics_are_numpys(pairs, descending):
+    finite = [value for _, value in pairs if value is not None and math.isfinite(value)]
+    runs = runs_of([{"arch": arch, "metric_m": value} for arch, value in pairs])
+    if not finite:
+        with pytest.raises(analyze.Stop, match="no finite value"):
+            analyze.group(runs, ["arch"], ["metric_m"], descending)
+        return
+    frame = analyze.group(runs, ["arch"], ["metric_m"], descending).frame
+    assert sorted(frame["arch"], key=str) == sorted({arch for arch, _ in pairs}, key=str)
+    for row in frame.iter_rows(named=True):
+        values = np.array([v for a, v in pairs if a == row["arch"] and v is not None and math.isfinite(v)], float)
+        assert row["n"] == len(values)
+        assert row["runs"] == sum(a == row["arch"] for a, _ in pairs)
+        expected = {
+            "mean": values.mean() if len(values) else None,
+            "std": values.std(ddof=1) if len(values) > 1 else None,
+            "min": values.min(initial=INF) if len(values) else None,
+            "median": float(np.median(values)) if len(values) else None,
+            "max": values.max(initial=-INF) if len(values) else None,
+        }
+        for name, value in expected.items():
+            assert value is None if row[name] is None else math.isclose(row[name], value, rel_tol=1e-6, abs_tol=1e-6)
+    means = frame["mean"].drop_nulls().to_list()
+    assert means == sorted(means, reverse=descending), "best first"
+    assert frame["mean"].to_list()[: len(means)] == means, "groups without a value come last"
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["x", "y", None]), VALUE), min_size=1, max_size=30))
+def test_pivot_cells_are_those_of_the_groups(triples):
+    if not any(v is not None and math.isfinite(v) for *_, v in triples):
+        return
+    runs = runs_of([{"arch": a, "dataset": d, "metric_m": v} for a, d, v in triples])
+    frame = analyze.pivot(runs, ["arch"], ["dataset"], "metric_m", False).frame
+    for arch, dataset in itertools.product(sorted({a for a, *_ in triples}), {d for _, d, _ in triples}):
+        mine = [v for a, d, v in triples if (a, d) == (arch, dataset)]
+        values = [v for v in mine if v is not None and math.isfinite(v)]
+        row = frame.row(by_predicate=pl.col("arch") == arch, named=True)
+        name = dataset or "-"
+        assert row[f"{name}_n"] == (len(values) if mine else None)
+        assert close(row[f"{name}_mean"], float(np.mean(values)) if values else None)
+        assert close(row[f"{name}_std"], float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+@PROPERTY
+@given(st.lists(VALUE, min_size=1, max_size=40), st.booleans())
+def test_nothing_that_is_no_number_is_ever_among_the_top(values, descending):
+    runs = runs_of([{"name": str(i), "metric_m": v} for i, v in enumerate(values)])
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    if finite:
+        frame = analyze.top(runs, ["metric_m"], 5, descending).frame
+        assert frame["metric_m"].to_list() == sorted(finite, reverse=descending)[:5]
+
+
+def honest(rows: list[dict], descending: bool) -> dict[tuple, dict]:
+    """The honest comparison in plain Python: per (arch, dataset), the (lr, k) with the lowest mean val loss."""
+    by_config = defaultdict(list)
+    for row in rows:
+        by_config[row["arch"], row["dataset"], row["config_lr"], row["config_k"]].append(row)
+
+    def finite(row_list, metric):
+        return [r[metric] for r in row_list if r[metric] is not None and math.isfinite(r[metric])]
+
+    cells = defaultdict(list)
+    for (arch, dataset, lr, k), members in by_config.items():
+        val, test = finite(members, "metric_val"), finite(members, "metric_test")
+        cells[arch, dataset].append(
+            {"lr": lr, "k": k, "val": statistics.fmean(val) if val else None, "test": test, "runs": len(members)}
+        )
+    found = {}
+    for cell, configs in cells.items():
+        means = [statistics.fmean(c["test"]) for c in configs if c["test"]]
+        able = [c for c in configs if c["val"] is not None]
+        if able:
+            best = min(able, key=lambda c: c["val"])
+            found[cell] = best | {
+                "configurations": len(means),
+                "median": statistics.median(means) if means else None,
+                "min": min(means, default=None),
+                "max": max(means, default=None),
+            }
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_best_by_chooses_and_reports_what_plain_python_does(seed):
+    rng = np.random.default_rng(seed)
+
+    def value():
+        return [None, NAN, INF][rng.integers(3)] if rng.random() < 0.15 else float(rng.normal(1))
+
+    grid = itertools.product("ab", "xy", (0.1, 0.01, None), (4, 8), range(4))
+    rows = [
+        {"arch": a, "dataset": d, "config_lr": lr, "config_k": k, "config_seed": s, "config_fixed": "same"}
+        | {"metric_val": value(), "metric_test": value(), "config_where": f"/tmp/{a}{d}{lr}{k}{s}"}
+        for a, d, lr, k, s in grid
+        if rng.random() < 0.8
+    ]
+    answer = analyze.best_by(
+        runs_of(rows), ["arch", "dataset"], ["dataset"], "metric_val", False, "metric_test", False, None
+    )
+    expected = honest(rows, False)
+    assert answer.frame.height == len(expected)
+    for row in answer.frame.iter_rows(named=True):
+        want = expected[row["arch"], row["dataset"]]
+        assert (row["config_lr"], row["config_k"]) == (want["lr"], want["k"])
+        assert (row["runs"], row["n"]) == (want["runs"], len(want["test"]))
+        assert close(row["selection"], want["val"])
+        assert close(row["mean"], statistics.fmean(want["test"]) if want["test"] else None)
+        assert close(row["std"], statistics.stdev(want["test"]) if len(want["test"]) > 1 else None)
+        assert all(close(row[c], want[c]) for c in ("configurations", "median", "min", "max"))
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 2.0, 4.0], [0.3, 0.1, 0.25, 0.7], [5.0, 5.0, 5.0]])
+def test_bootstrap_interval_of_few_seeds_is_that_of_all_resamples(values):
+    means = 1000 * [statistics.fmean(draw) for draw in itertools.product(values, repeat=len(values))]
+    low, high = analyze.bootstrap(values)
+    # 10,000 draws of the exact distribution: their quantiles lie between its neighbouring ones.
+    assert np.quantile(means, 0.015) - 1e-12 <= low <= np.quantile(means, 0.035) + 1e-12
+    assert np.quantile(means, 0.965) - 1e-12 <= high <= np.quantile(means, 0.985) + 1e-12
+    assert (low, high) == analyze.bootstrap(values), "the same every time"
+
+
+def test_bootstrap_interval_of_many_is_scipys():
+    values = np.random.default_rng(3).lognormal(size=60)
+    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1)
+    low, high = analyze.bootstrap(values.tolist())
+    assert low == pytest.approx(theirs.confidence_interval.low, rel=0.02)
+    assert high == pytest.approx(theirs.confidence_interval.high, rel=0.02)
+    assert analyze.bootstrap([1.0]) == (None, None)
+    assert analyze.bootstrap(list(range(1000)), draws=9000)[0] > 470, "in several chunks"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_importance_is_scipys_spearman_and_eta_squared(seed):
+    rng = np.random.default_rng(seed)
+    lr = rng.choice([0.1, 0.01, 0.001, NAN], 80)
+    rows = [
+        {
+            "config_lr": None if i % 11 == 0 else float(lr[i]),
+            "config_depth": int(rng.integers(1, 6)),
+            "config_opt": [None, "adam", "sgd", "lion"][rng.integers(4)],
+            "config_flag": bool(rng.integers(2)),
+            "config_constant": 7,
+            "config_path": f"/out/{i}",
+            "metric_m": [None, NAN, INF][rng.integers(3)] if rng.random() < 0.1 else float(rng.normal()),
+        }
+        for i in range(80)
+    ]
+    frame = analyze.importance(runs_of(rows), "metric_m", False).frame
+    assert set(frame["column"]) == {"config_lr", "config_depth", "config_opt", "config_flag"}
+    good = [row for row in rows if row["metric_m"] is not None and math.isfinite(row["metric_m"])]
+    for found in frame.iter_rows(named=True):
+        column = found["column"]
+        pairs = [(r[column], r["metric_m"]) for r in good if r[column] is not None and r[column] == r[column]]
+        groups = defaultdict(list)
+        for x, y in pairs:
+            groups[x].append(y)
+        assert found["n"] == len(pairs)
+        assert found["distinct"] == len(groups)
+        if column in ("config_lr", "config_depth"):
+            assert found["measure"] == "Spearman"
+            assert found["value"] == pytest.approx(scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+        else:
+            f = scipy.stats.f_oneway(*groups.values()).statistic
+            between, inside = len(groups) - 1, len(pairs) - len(groups)
+            assert found["measure"] == "eta²"
+            assert found["value"] == pytest.approx(f * between / (f * between + inside))
+        best = min(groups, key=lambda x: statistics.fmean(groups[x]))
+        assert found["best_value"] == analyze.number(best)
+        assert found["mean_there"] == pytest.approx(statistics.fmean(groups[best]))
+        assert found["n_there"] == len(groups[best])
+    assert frame["explained"].to_list() == sorted(frame["explained"], reverse=True)
+
+
+def wandb_ema(values: list[float], weight: float) -> list[float]:
+    """W&B's smoothing as its documentation gives it: an exponential moving average, debiased."""
+    last, smoothed = 0.0, []
+    for i, value in enumerate(values):
+        last = last * weight + (1 - weight) * value
+        smoothed.append(last / (1 - weight ** (i + 1)))
+    return smoothed
+
+
+# ---------------------------------------------------------------- learning curves
+
+
+@pytest.fixture
+def two_groups(tmp_path: Path) -> tuple[Path, list[dict], dict]:
+    """Five runs in two groups with curves of different lengths; one run has no curve, one diverges."""
+    rows = [run_row(i, config_opt="adam" if i < 3 else "sgd") for i in range(5)]
+    rng = np.random.default_rng(0)
+    curve = {
+        "run0000": [(s, float(v)) for s, v in enumerate(rng.normal(size=30))],
+        "run0001": [(s, float(v)) for s, v in enumerate(rng.normal(size=30))],
+        "run0002": [(s, float(v)) for s, v in enumerate(rng.normal(size=12))],
+        "run0003": [(s, float(v)) for s, v in enumerate([*rng.normal(size=5), NAN, INF, *rng.normal(size=3)])],
+    }
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    write_history(tmp_path / "lab_demo_history.parquet", rows, curve)
+    return path, rows, curve
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.9])
+def test_curves_are_means_over_runs_of_each_smoothed_run(result, two_groups, weight):
+    path, rows, curve = two_groups
+    points = defaultdict(list)
+    for row in rows:
+        finite = [(s, v) for s, v in curve.get(row["id"], []) if math.isfinite(v)]
+        for (step, _), value in zip(finite, wandb_ema([v for _, v in finite], weight), strict=True):
+            points[row["config_opt"], step].append(value)
+    found = result(path.parent, path, "--curves", "val/loss", "--group-by", "opt", "--smooth", weight)
+    assert [row["_step"] for row in found] == list(range(30))
+    for row in found:
+        for opt in ("adam", "sgd"):
+            values = points[opt, row["_step"]]
+            assert row[f"{opt}_n"] == (len(values) or None)
+            assert close(row[f"{opt}_mean"], statistics.fmean(values) if values else None)
+            assert close(row[f"{opt}_std"], statistics.stdev(values) if len(values) > 1 else None)
+
+
+def test_curves_say_what_is_left_out_and_follow_another_x(call, two_groups):
+    path, _, _ = two_groups
+    ran = call(path.parent, path, "--curves", "val_loss", "--x", "epoch")
+    assert "val/loss: 2 of 82 points are no finite numbers; left out" in ran.err
+    assert "1 of 5 runs have no val/loss in the history" in ran.err
+    assert ran.out.splitlines()[1].split() == ["epoch", "all"]
+    assert len([line for line in ran.out.splitlines() if "(n=" in line]) == 3, "steps 0 to 29 are epochs 0, 1, 2"
+
+
+def test_long_curves_are_binned_and_lose_no_run(result, tmp_path):
+    rows = [run_row(i) for i in range(3)]
+    curve = {row["id"]: [(s + i, float(s + i)) for s in range(0, 3000, 2)] for i, row in enumerate(rows)}
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    write_history(tmp_path / "lab_demo_history.parquet", rows, curve)
+    found = result(tmp_path, path, "--curves", "val/loss")
+    assert len(found) == analyze.GRID
+    assert {row["all_n"] for row in found} == {3}, "runs that logged at other steps meet in a bin"
+    width = 3000 / analyze.GRID
+    assert all(0 <= row["all_mean"] - row["_step"] <= width for row in found)
+
+
+def test_a_key_that_is_text_in_some_runs_keeps_its_numbers(result, tmp_path):
+    rows = [run_row(0), run_row(1)]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    history = tmp_path / "lab_demo_history.parquet"
+    write_history(history, rows, {"run0000": [(0, "0.5"), (1, "diverged")], "run0001": [(0, "1.5")]})
+    found = result(tmp_path, path, "--curves", "val/loss")
+    assert [(row["_step"], row["all_mean"], row["all_n"]) for row in found] == [(0, 1.0, 2)]
+
+
+def test_curves_without_history_say_how_to_get_it(call, tmp_path):
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", [run_row(0)])
+    ran = call(tmp_path, path, "--curves", "val/loss")
+    assert ran.code == 2
+    assert "lab_demo_history.parquet" in ran.err
+    assert "--include-history" in ran.err
+
+
+# ---------------------------------------------------------------- the honest comparison: what it must not hide
+
+
+def comparison(tmp_path: Path, **changes: object) -> Path:
+    """2 archs x 2 learning rates x 3 seeds; `changes` overrides columns, a callable gets the row's number."""
+    rows = []
+    for i, (arch, lr, seed) in enumerate(itertools.product(("mlp", "gnn_qk"), (0.1, 0.01), (1, 2, 3))):
+        row = {"name": f"{arch}_sbm_s{seed}", "config_lr": lr, "config_seed": seed, "config_host": f"node{i}"}
+        row |= {"metric_val_loss": lr + seed / 100, "metric_test_mse": lr + seed / 1000}
+        row |= {column: value(i) if callable(value) else value for column, value in changes.items()}
+        rows.append(run_row(i, **row))
+    return write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+
+
+def test_seeds_are_averaged_and_what_is_unique_per_run_is_left_out_aloud(call, tmp_path):
+    path = comparison(tmp_path)
+    ran = call(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse")
+    assert "Averaged over config_seed, seed_parsed" in ran.err
+    assert "Unique per run, so no hyperparameters: config_host" in ran.err
+    assert "warning" not in ran.err
+    assert "lr=0.01" in ran.out
+    assert "0.012 ± 0.001 (n=3)" in ran.out
+    assert "[0.011, 0.013]" in ran.out
+    assert "of 2: median 0.057, range 0.012 to 0.102" in " ".join(ran.out.split())
+
+
+def test_over_says_otherwise(call, result, tmp_path):
+    path = comparison(tmp_path)
+    found = result(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse", "--over", "lr,host,seed")
+    assert {row["n"] for row in found} == {6}
+    ran = call(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse", "--over", "seed")
+    assert "2 of 2 cells rest on n = 1 run" in ran.err, "the host is a hyperparameter now"
+    assert "Unique per run" not in ran.err
+
+
+def test_a_hyperparameter_that_is_unique_per_run_is_not_taken_for_noise(result, tmp_path):
+    path = comparison(tmp_path, config_lr=lambda i: 0.1 + i / 1000, config_optimizer=lambda i: "abcdefghijkl"[i])
+    found = result(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse")
+    assert {row["n"] for row in found} == {1}
+    assert {row["configurations"] for row in found} == {6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "warning"),
+    [
+        ({}, ["--best-by", "test/mse"], "chosen and reported by the same test metric, metric_test_mse"),
+        ({}, ["--best-by", "val/loss", "--metric", "val/loss"], "chosen and reported by the same metric"),
+        ({"metric_test_loss": 1.0}, ["--best-by", "test/loss"], "metric_test_loss looks like a test metric"),
+        ({"config_seed": 7, "name": "mlp_sbm"}, ["--best-by", "val/loss"], "No seed varies"),
+        (
+            {"config_seed": 7, "config_host": "one", "name": "mlp_sbm"},
+            ["--best-by", "val/loss", "--over", "config_seed"],
+            "hold a seed twice",
+        ),
+        ({"config_seed": lambda i: i % 2, "name": "mlp_sbm"}, ["--best-by", "val/loss"], "hold a seed twice"),
+        ({"metric_test_mse": lambda i: NAN if i == 3 else i}, ["--best-by", "val/loss"], "some of whose runs have no"),
+        (
+            {"metric_test_mse": lambda i: NAN if i in (3, 4, 5) else i},
+            ["--best-by", "val/loss"],
+            "have no finite metric_t",
+        ),
+        (
+            {"metric_val_loss": lambda i: NAN if i < 6 else 1},
+            ["--best-by", "val/loss"],
+            "1 of 2 cells have no run with",
+        ),
+        ({"metric_val_loss": 1.0}, ["--best-by", "val/loss"], "several configurations with the best metric_val_loss"),
+        ({"state": lambda i: "failed" if i == 4 else "finished"}, ["--best-by", "val/loss"], "have fewer seeds than"),
+    ],
+)
+def test_what_weakens_the_claim_is_said(call, tmp_path, changes, options, warning):
+    path = comparison(tmp_path, **changes)
+    ran = (
+        call(tmp_path, path, "--metric", "test/mse", *options)
+        if "--metric" not in options
+        else call(tmp_path, path, *options)
+    )
+    assert ran.code == 0, ran.err
+    assert warning in ran.err
+
+
+@pytest.mark.parametrize(
+    ("select", "options", "lr"),
+    [
+        ("val/loss", [], 0.01),
+        ("val/loss", ["--descending"], 0.01),
+        ("val/acc", [], 0.1),
+        ("val/acc", ["--descending"], 0.1),
+        ("val/acc:min", ["--descending"], 0.01),
+        ("val/loss:max", [], 0.1),
+        ("val/quality", [], 0.01),
+        ("val/quality", ["--descending"], 0.1),
+    ],
+)
+def test_the_direction_of_the_choice(result, tmp_path, select, options, lr):
+    extra = {f"metric_val_{name}": lambda i: 0.9 - i % 6 // 3 / 10 for name in ("acc", "quality")}
+    path = comparison(tmp_path, **extra)
+    found = result(tmp_path, path, "--best-by", select, "--metric", "test/mse", "--group-by", "arch", *options)
+    assert {row["config_lr"] for row in found} == {lr}
+
+
+# ---------------------------------------------------------------- tables as they look
+
+QUESTIONS = {
+    "top": [],
+    "group": ["--group-by", "arch,k", "--metric", "test/mse"],
+    "metrics": ["--group-by", "arch", "--metrics", "test/mse,val/loss,test/acc"],
+    "pivot": ["--pivot", "--metric", "test/mse"],
+    "best-by": ["--best-by", "val/loss", "--metric", "test/acc", "--descending"],
+    "importance": ["--importance", "--metric", "val/loss"],
+    "sql": ["--sql", "SELECT architecture, count(*) AS runs, min(metric_val_loss) FROM runs GROUP BY 1 ORDER BY 1"],
+    "schema": ["--schema", "--match", "lr|seed|dataset|test"],
+    "curves": ["--curves", "val/loss", "--group-by", "arch", "--smooth", "0.5"],
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_tables_look_as_they_did(call, demo, question):
+    """Golden outputs at 80 and 160 columns, piped and in colour. UPDATE_GOLDEN=1 writes them anew: read the diff."""
+    shown = ""
+    for columns, colour in itertools.product(("80", "160"), ({}, {"FORCE_COLOR": "1"})):
+        ran = call(demo, *QUESTIONS[question], COLUMNS=columns, **colour)
+        assert ran.code == 0, ran.err
+        shown += f"$ {columns} columns, {'in colour' if colour else 'piped'}\n{ran.out}$ stderr\n{ran.err}\n"
+        plain = re.sub(r"\x1b\[[\d;]*m", "", ran.out)
+        assert max(map(len, plain.splitlines())) <= int(columns), "nothing wraps"
+        assert (plain != ran.out) == bool(colour)
+    golden = GOLDEN / f"{question}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(shown, encoding="utf-8")
+    assert shown == golden.read_text(encoding="utf-8")
+
+
+def test_three_hundred_metrics_do_not_change_the_look_of_groups(call, demo, tmp_path):
+    write_runs(tmp_path / "wandb_export" / "lab_demo_runs.parquet", demo_rows(metrics=300), KEYS)
+    args = ["--group-by", "arch,k", "--metric", "test/mse"]
+    assert call(tmp_path, *args).out == call(demo, *args).out
+
+
+def test_what_does_not_fit_is_named_and_counted(call, demo):
+    ran = call(demo, "--pivot", "--cols", "dataset,k", "--metric", "test/mse")
+    hidden = re.search(r"(\d+) more columns do not fit in 80 characters: ([^.]*)\.", ran.out.replace("\n", " "))
+    shown = ran.out.splitlines()[2]
+    assert shown.count(" / ") + int(hidden[1]) == 6
+    assert hidden[2].count(" / ") == int(hidden[1])
+    ran = call(demo, "--top", "3", COLUMNS="50")
+    assert "Long texts in 'name' are cut where … stands" in ran.out
+    assert ran.out.count("…") == 4
+    assert max(map(len, ran.out.splitlines())) <= 50
+
+
+def test_names_that_hold_control_characters_or_markup_stay_one_line(call, tmp_path):
+    rows = [
+        run_row(0, name="[bold]a\nb\x1b[31m\tc|d_e&<f>", metric_test_mse=1.0),
+        run_row(1, name="日本語", metric_test_mse=2.0),
+    ]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    ran = call(tmp_path, path, *(a for f in ("t.md", "t.tex", "t.html") for a in ("-o", f)))
+    assert "[bold]a b [31m c|d_e&<f>" in ran.out
+    assert "\x1b" not in ran.out
+    for name, text in {
+        "t.md": r"\[bold]a b [31m c\|d\_e&\<f>",
+        "t.tex": r"a b [31m c|d\_e\&<f>",
+        "t.html": "c|d_e&amp;&lt;f&gt;",
+    }.items():
+        call(tmp_path, path, "-o", name)
+        assert text.removeprefix("\\") in (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((None, "-"), (8, "8"), (10**20, str(10**20)), (True, "true"), ("a\x00\nb", "a b")),
+        *((0.1, "0.1"), (1 / 3, "0.3333"), (123456.7, "123457"), (1.5e7, "1.5e+07"), (1.234567e-7, "1.235e-07")),
+        *((NAN, "nan"), (-0.00012345, "-0.0001234")),
+    ],
+)
+def test_numbers_have_four_significant_digits(value, text):
+    assert analyze.number(value) == text
+
+
+def test_a_terminal_gets_colour_and_its_own_width(demo):
+    """On a pseudo-terminal of 100 columns: colour, and no line beyond column 100."""
+    main, terminal = pty.openpty()
+    import fcntl
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    env = clean_env(demo, TERM="xterm-256color")
+    command = [sys.executable, str(TOOLS / "analyze_runs.py"), "--pivot", "--metric", "test/mse"]
+    process = subprocess.Popen(command, cwd=demo, env=env, stdout=terminal, stderr=subprocess.DEVNULL)
+    os.close(terminal)
+    text = b""
+    while True:
+        try:
+            chunk = os.read(main, 4096)
+        except OSError:  # Linux says EIO when the other end has gone
+            break
+        if not chunk:
+            break
+        text += chunk
+    os.close(main)
+    assert process.wait(30) == 0
+    lines = text.decode().replace("\r", "").splitlines()
+    assert any("\x1b[1;32m* " in line for line in lines)
+    widths = [len(re.sub(r"\x1b\[[\d;]*m", "", line)) for line in lines]
+    assert 80 < max(widths) <= 100
+
+
+# ---------------------------------------------------------------- which files, which runs
+
+
+def test_without_a_file_the_newest_is_read_and_the_others_are_named(call, tmp_path):
+    old = write_runs(tmp_path / "wandb_export" / "lab_old_runs.parquet", [run_row(0, name="old", metric_test_mse=1.0)])
+    new = write_runs(tmp_path / "wandb_export" / "lab_new_runs.parquet", [run_row(1, name="new", metric_test_mse=2.0)])
+    os.utime(old, (1, 1))
+    os.utime(new, (2, 2))
+    ran = call(tmp_path)
+    assert (
+        "Reading wandb_export/lab_new_runs.parquet, the newest of 2; not read:\n  wandb_export/lab_old_runs" in ran.err
+    )
+    assert "new" in ran.out
+    assert "old" not in ran.out
+
+
+def test_files_folders_and_globs_are_one_table(result, tmp_path):
+    folder = tmp_path / "exports"
+    first = run_row(0, project="a", metric_test_mse=1, config_lr=1, config_x=True, metric_only_a=1.0)
+    second = run_row(0, project="b", metric_test_mse=0.5, config_lr=0.1, config_x="yes", config_only_b="b")
+    one = write_runs(folder / "lab_a_runs.parquet", [first], {"metric_test_mse": "test/mse"})
+    two = write_runs(folder / "lab_b_runs.parquet", [second])
+    write_history(folder / "lab_a_history.parquet", [first], {"run0000": [(0, 1.0)]})
+    query = "SELECT project, config_lr, config_x, metric_only_a, config_only_b FROM runs ORDER BY project"
+    expected = [
+        {"project": "a", "config_lr": 1.0, "config_x": "true", "metric_only_a": 1.0, "config_only_b": None},
+        {"project": "b", "config_lr": 0.1, "config_x": "yes", "metric_only_a": None, "config_only_b": "b"},
+    ]
+    for inputs in (
+        [one, two],
+        [two, one],
+        [folder],
+        [folder / "*.parquet"],
+        ["exports/lab_?_runs.parquet"],
+        [folder, one],
+    ):
+        assert result(tmp_path, *inputs, "--sql", query) == expected
+
+
+def test_a_run_in_several_files_counts_once_from_the_newest(call, result, tmp_path):
+    old = write_runs(tmp_path / "a_runs.parquet", [run_row(0, metric_test_mse=1.0), run_row(1, metric_test_mse=5.0)])
+    new = write_runs(tmp_path / "b_runs.parquet", [run_row(0, metric_test_mse=2.0)])
+    os.utime(old, (1, 1))
+    for inputs in ([old, new], [new, old]):
+        found = result(tmp_path, *inputs)
+        assert [(row["id"], row["metric_test_mse"]) for row in found] == [("run0000", 2.0), ("run0001", 5.0)]
+    assert "1 of 3 runs stand in several files" in call(tmp_path, old, new).err
+
+
+def test_raw_exports_get_columns_from_names_and_aggregated_ones_keep_theirs(result, tmp_path):
+    row = run_row(0, name="stage2_gnn_qk_sbm_lr1e-3_k8_s4", metric_test_mse=1.0)
+    raw = write_runs(tmp_path / "lab_demo_runs.parquet", [row])
+    own = write_runs(tmp_path / "aggregated.parquet", [row | {"arch": "mine", "_source_file": raw.name}])
+    query = ["--sql", "SELECT * FROM runs"]
+    found = result(tmp_path, raw, *query)[0]
+    names = ("stage", "arch", "dataset", "k", "lr_parsed", "seed_parsed", "protocol")
+    assert [found[c] for c in names] == ["stage2", "gnn_qk", "sbm", 8, 0.001, 4, "distribution"]
+    found = result(tmp_path, own, *query)[0]
+    assert found["arch"] == "mine"
+    assert "stage" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ([], 6),
+        (["--state", "all"], 8),
+        (["--state", "crashed"], 1),
+        (["--state", "Crashed,running"], 2),
+        (["--filter", "MLP"], 3),
+        (["--filter", "mlp_.*s[12]$"], 1),
+        (["--project", "^b$"], 2),
+        (["--protocol", "single_graph"], 1),
+        (["--protocol", "distribution"], 5),
+        (["--where", "k = 8 AND metric_test_mse < 4"], 1),
+        (["--where", "architecture = 'mlp' OR config_lr IS NULL"], 4),
+        (["--where", "name LIKE '%s3'", "--project", "a"], 1),
+        (["--filter", "mlp", "--where", "k >= 8", "--state", "all"], 4),
+    ],
+)
+def test_filters_leave_the_right_runs(result, tmp_path, options, left):
+    rows = [
+        run_row(
+            i,
+            name=f"{'mlp' if i < 4 else 'spectral'}_k{8 if i % 2 else 16}_s{i}",
+            project="b" if i > 5 else "a",
+            state={1: "crashed", 5: "running"}.get(i, "finished"),
+            config_lr=None if i == 7 else 0.1,
+            config_data__target_="data.SingleGraphData" if i == 3 else "data.Other",
+            metric_test_mse=float(i),
+        )
+        for i in range(8)
+    ]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    assert result(tmp_path, path, "--sql", "SELECT count(*) AS n FROM runs", *options) == [{"n": left}]
+
+
+def test_what_the_state_removes_is_said(call, demo):
+    assert "5 of 144 runs left out: 5 crashed (--state all keeps them)" in call(demo).err
+    assert "left out: 5" not in call(demo, "--state", "all").err
+    assert "metric_test_mse: of 139 runs 1 without a value, 1 NaN, 1 infinite; left out" in call(demo, "-g", "arch").err
+
+
+# ---------------------------------------------------------------- which columns
+
+
+@pytest.mark.parametrize("word", ["metric_val_loss", "val_loss", "val/loss"])
+def test_a_metric_goes_by_any_of_its_names(call, demo, word):
+    assert "runs by metric_val_loss (lowest first)" in call(demo, "--metric", word).out
+
+
+def test_keys_that_share_a_spelling_are_told_apart(call, tmp_path):
+    keys = {"metric_test_mse": "test_mse", "metric_test_mse__2": "test/mse"}
+    path = write_runs(
+        tmp_path / "lab_demo_runs.parquet", [run_row(0, metric_test_mse=1.0, metric_test_mse__2=2.0)], keys
+    )
+    assert "by metric_test_mse__2 " in call(tmp_path, path, "--metric", "test/mse").out
+    assert "by metric_test_mse " in call(tmp_path, path, "--metric", "test_mse").out
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["-g", "architecture"], ["-g", "arch"]),
+        (["--pivot", "--rows", "architecture"], ["--pivot", "--rows", "arch"]),
+        (["-g", "arch,model.k"], ["-g", "arch,config_model_k"]),
+        (["-g", "model_k"], ["-g", "model.k"]),
+        (["-g", "lr"], ["-g", "lr_parsed"]),
+        (["--where", "architecture = 'mlp'"], ["--where", "arch = 'mlp'"]),
+        (["--rows", "arch"], ["--pivot"]),
+    ],
+)
+def test_two_ways_to_say_the_same(call, demo, first, second):
+    assert call(demo, "-m", "val/loss", *first).out == call(demo, "-m", "val/loss", *second).out
+
+
+def test_the_default_metric_is_the_first_that_has_values(call, tmp_path):
+    def chosen(**metrics: object) -> Ran:
+        return call(tmp_path, write_runs(tmp_path / "x_runs.parquet", [run_row(0, **metrics)]))
+
+    assert "Metric: metric_test_mse " in chosen(metric_test_acc=1.0, metric_test_mse=1.0, metric_loss=1.0).err
+    assert "Metric: metric_val_loss " in chosen(metric_test_mse=None, metric_val_loss=1.0, metric_test_loss=NAN).err
+    ran = chosen(metric_strange=1.0)
+    assert ran.code == 2
+    assert "Name one with --metric" in ran.err
+
+
+def test_a_hint_when_more_is_better(call, demo):
+    assert "hint: metric_test_acc looks like a score" in call(demo, "--metric", "test/acc").err
+    assert "hint" not in call(demo, "--metric", "test/acc", "--descending").err
+    assert "hint" not in call(demo, "--metric", "val/loss").err
+
+
+def test_lists_can_be_grouped_and_saved(result, demo):
+    assert {row["tags"] for row in result(demo, "-g", "tags")} == {"", "paper"}
+
+
+def test_schema_tells_kind_type_nulls_values_and_key(result, demo):
+    found = {row["column"]: row for row in result(demo, "--schema", "--state", "all")}
+    assert found["metric_test_mse"]["key"] == "test/mse"
+    assert found["metric_test_mse"]["null_share"] == pytest.approx(1 / 144)
+    assert found["config_model_k"] | {"key": None} == {
+        "column": "config_model_k", "kind": "config", "type": "Int64", "null_share": 0.0, "distinct": 2,
+        "values": "8 to 16", "key": None,
+    }  # fmt: skip
+    assert found["dataset"]["values"] == "ego, pyg_enzymes, sbm"
+    assert found["group"]["values"] is None
+    assert [found[c]["kind"] for c in ("id", "arch", "_config_json")] == ["run", "name", "json"]
+    matched = result(demo, "--schema", "--match", "MODEL.LR|val")
+    assert [row["column"] for row in matched] == ["config_model_lr", "metric_val_loss"]
+
+
+def test_sql_joins_history(result, demo):
+    query = (
+        "SELECT arch, max(h._step) AS last FROM runs JOIN history h ON h.run_id = runs.id GROUP BY arch ORDER BY arch"
+    )
+    assert result(demo, "--sql", query) == [{"arch": arch, "last": 190} for arch in sorted(ARCHS)]
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--metric", "test/msee"], 2, ["no metric 'test/msee'", "Did you mean metric_test_mse"]),
+        (["--metric", "name"], 2, ["name holds String, not numbers"]),
+        (["--group-by", "archi"], 2, ["no column 'archi'", "Did you mean arch"]),
+        (["--group-by", "out"], 2, ["Did you mean config_out_dir?"]),
+        (["--pivot", "--rows", "dataste"], 2, ["no column 'dataste'", "dataset"]),
+        (["--pivot", "--rows", "arch", "--cols", "arch"], 2, ["arch stands in the rows and in the columns"]),
+        (["--where", "k >"], 2, ["--where 'k >' is no SQL condition"]),
+        (["--where", "kk > 1"], 2, ["no column 'kk'", "Did you mean k"]),
+        (["--where", "k > 'a'"], 2, ["does not work on these columns"]),
+        (["--filter", "("], 2, ["--filter '(' is no regular expression", "unclosed group"]),
+        (["--project", "["], 2, ["--project '[' is no regular expression"]),
+        (["--match", "*"], 2, ["--match '*' is no regular expression"]),
+        (["--match", "zzz"], 1, ["no column matches --match 'zzz'"]),
+        (["--filter", "zzz"], 1, ["no run matches these filters"]),
+        (["--state", "finnished"], 1, ["no run is finnished: 139 finished, 5 crashed"]),
+        (["--where", "metric_test_mse IS NULL", "-m", "test/mse"], 1, ["no finite value in these 1 runs"]),
+        (["--where", "k = 8 AND arch = 'mlp'", "--importance", "-m", "probe"], 2, ["no metric 'probe'"]),
+        (["--sql", "SELECT arhc FROM runs"], 2, ["no column 'arhc'", "Did you mean arch"]),
+        (["--sql", "SELEC arch FROM runs"], 2, ["--sql:"]),
+        (["--sql", "SELECT arch FROM run"], 2, ["--sql:", "Tables are runs and history"]),
+        (["--curves", "val/los"], 2, ["no 'val/los' in the history", "Did you mean val/loss?"]),
+        (["--curves", "val/loss", "--x", "epcoh"], 2, ["Did you mean epoch?"]),
+        (["--smooth", "1", "--curves", "val/loss"], 2, ["'1' is no number from 0 up to, but not, 1"]),
+        (["--smooth", "0.5"], 2, ["--smooth goes with --curves"]),
+        (["--top", "0"], 2, ["'0' is no whole number above 0"]),
+        (["--top", "5", "--pivot"], 2, ["--top goes with a list"]),
+        (["--pivot", "--importance"], 2, ["--importance and --pivot are separate questions"]),
+        (["--over", "seed"], 2, ["--over goes with --best-by"]),
+        (["--plot", "x.png", "--schema"], 2, ["--plot goes with"]),
+        (["-o", "table.doc"], 2, ["'table.doc' does not end in one of .csv .parquet .json .md .tex .html"]),
+        (["--plot", "x.jpg"], 2, ["does not end in one of .html .png .svg .pdf"]),
+        (["-o", "x.html", "--plot", "x.html"], 2, ["name the same file"]),
+        (["-o", "wandb_export/lab_demo_runs.parquet"], 2, ["is read from, and would be overwritten"]),
+        (["nothing.parquet"], 2, ["no file of runs at nothing.parquet"]),
+        (["wandb_export/lab_dmo_runs.parquet"], 2, ["Did you mean", "lab_demo_runs.parquet"]),
+        (["wandb_export/lab_demo_history.parquet"], 2, ["is a history file"]),
+        (["wandb_export/*_history.parquet"], 2, ["no file of runs at"]),
+        (["wandb_export/lab_demo_metadata.json"], 2, ["is no Parquet file that can be read"]),
+    ],
+)  # fmt: skip
+def test_errors_say_what_and_what_to_do(call, demo, options, code, words):
+    before = sorted(path.name for path in demo.rglob("*"))
+    ran = call(demo, *options)
+    assert ran.code == code
+    assert ran.out == ""
+    for word in words:
+        assert word in ran.err
+    assert sorted(path.name for path in demo.rglob("*")) == before, "no file is left"
+
+
+def test_files_that_are_none_of_ours(call, tmp_path):
+    ran = call(tmp_path)
+    assert ran.code == 2
+    assert "no *_runs.parquet in wandb_export/" in ran.err
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "x.parquet")
+    assert "has no column `name`" in call(tmp_path, "x.parquet").err
+    whole = write_runs(tmp_path / "lab_demo_runs.parquet", [run_row(0, metric_test_mse=1.0)])
+    (tmp_path / "cut_runs.parquet").write_bytes(whole.read_bytes()[:-20])
+    ran = call(tmp_path, "cut_runs.parquet")
+    assert ran.code == 2
+    assert "cut_runs.parquet is no Parquet file that can be read" in ran.err
+    (tmp_path / "lab_demo_metadata.json").write_text("{")
+    ran = call(tmp_path, whole)
+    assert ran.code == 0
+    assert "lab_demo_metadata.json cannot be read" in ran.err
+
+
+# ---------------------------------------------------------------- files out
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_saved_data_is_what_json_prints_at_full_precision(call, result, demo, tmp_path, question):
+    shown = result(demo, *QUESTIONS[question])
+    frames = {}
+    for suffix, read in ((".csv", pl.read_csv), (".parquet", pl.read_parquet), (".json", pl.read_json)):
+        path = tmp_path / f"table{suffix}"
+        ran = call(demo, *QUESTIONS[question], "-o", path)
+        assert ran.code == 0
+        assert f"Saved {path}" in ran.err
+        frames[suffix] = read(path).rows(named=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "table.csv", "table.json", "table.parquet"]
+    for rows in frames.values():
+        assert len(rows) == len(shown) > 0
+        for found, row in zip(rows, shown, strict=True):
+            assert list(found) == list(row)
+            assert all(found[c] == row[c] for c in row), (found, row)
+
+
+def test_typeset_tables_hold_every_column_and_the_best_in_bold(call, demo, tmp_path):
+    texts = {}
+    for suffix in (".md", ".tex", ".html"):
+        assert call(demo, "--pivot", "-m", "test/mse", "-o", tmp_path / f"t{suffix}").code == 0
+        texts[suffix] = (tmp_path / f"t{suffix}").read_text(encoding="utf-8")
+    rows = [line.strip("|\n ").split(" | ") for line in texts[".md"].splitlines()]
+    assert rows[0] == ["arch", "ego", r"pyg\_enzymes", "sbm"]
+    assert rows[1] == [":--", "--:", "--:", "--:"]
+    assert [r[0] for r in rows[2:]] == sorted(arch.replace("_", r"\_") for arch in ARCHS)
+    bold = [cell for row in rows[2:] for cell in row if cell.startswith("**")]
+    assert bold == [cell for row in rows if row[0] == r"gnn\_qk" for cell in row[1:]]
+    tex = texts[".tex"]
+    assert re.search(r"\\begin\{tabular\}\{lrrr\}\n\\toprule\n.* \\\\\n\\midrule\n", tex)
+    assert tex.count(r"\textbf{") == 3
+    assert tex.count(r"$\pm$") == 12
+    assert "gnn\\_qk & \\textbf{" in tex
+    assert not re.search(r"(?<!\\)[_%#]", tex.split("\n", 1)[1]), "every special character is escaped"
+    assert texts[".html"].count("<b>") == 3
+    assert texts[".html"].count("±") == 12 + 2, "the title has one, twice"
+
+
+def test_latex_escapes_and_writes_powers_of_ten():
+    frame = pl.DataFrame({"a_b": ["50% & {x} $1 #2 ~^\\", None], "v": [1.5e-7, 2e9]})
+    answer = analyze.Answer("t", frame, [analyze.Column("a_b", "a_b"), analyze.Column("v", "v")])
+    tex = analyze.as_latex(answer)
+    assert r"50\% \& \{x\} \$1 \#2 \textasciitilde{}\textasciicircum{}\textbackslash{} & $1.5 \times 10^{-7}$ \\" in tex
+    assert r"-- & $2 \times 10^{9}$ \\" in tex
+
+
+def test_an_output_that_fails_leaves_the_old_file(demo, tmp_path):
+    target = tmp_path / "table.csv"
+    target.mkdir()
+    ran = run_script("analyze_runs.py", "-o", target, cwd=demo)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["table.csv"], (
+        "nothing half-written stays"
+    )
+
+
+def test_json_is_json_alone_and_help_imports_nothing_heavy(demo):
+    ran = run_script("analyze_runs.py", "--top", "3", "--json", cwd=demo)
+    assert len(json.loads(ran.stdout)) == 3
+    for args in (["--help"], ["--top", "none"], ["--pivot", "--importance"]):
+        command = [sys.executable, "-X", "importtime", str(TOOLS / "analyze_runs.py"), *args]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean_env(demo), cwd=demo, timeout=60)
+        assert done.returncode == (0 if args == ["--help"] else 2)
+        assert not re.search(r"\| +(polars|altair|rich|pyarrow|numpy)$", done.stderr, re.M)
+
+
+# ---------------------------------------------------------------- pictures
+
+PICTURES = {  # question -> how often each kind of mark must be there, and words that must be readable
+    "top": ({"mark-symbol role-mark": 10}, ["1  stage2_gnn_qk", "test_mse", "arch"]),
+    "group": ({"mark-symbol role-mark": 136}, ["gnn_qk / 8", "mlp / 16", "test_mse"]),
+    "metrics": ({"mark-symbol role-mark": 136 + 139 * 2}, ["filter_bank", "val_loss", "test_acc"]),
+    "pivot": ({"mark-rect role-mark": 12}, ["pyg_enzymes", "multilayer_self_attention", "n=12", "±"]),
+    "best-by": ({"mark-symbol role-mark": 12, "mark-rect role-mark": 12}, ["gnn_qk / sbm", "median and range"]),
+    "curves": ({"mark-line role-mark": 4, "mark-area role-mark": 4}, ["_step", "val/loss", "filter_bank"]),
+}  # fmt: skip
+
+
+def marks(svg: ET.Element) -> dict[str, int]:
+    """How many items each kind of mark in a Vega SVG has, by the class of its group."""
+    found: dict[str, int] = defaultdict(int)
+    for group in svg.iter("{http://www.w3.org/2000/svg}g"):
+        name = " ".join(group.get("class", "").split()[:2])
+        found[name] += len(group)
+    return found
+
+
+@pytest.mark.parametrize("question", PICTURES)
+def test_svg_holds_the_expected_marks_and_words(call, demo, tmp_path, question):
+    ran = call(demo, *QUESTIONS[question], "--plot", tmp_path / "p.svg")
+    assert ran.code == 0, ran.err
+    svg = ET.parse(tmp_path / "p.svg").getroot()
+    expected, words = PICTURES[question]
+    found = marks(svg)
+    assert {kind: found[kind] for kind in expected} == expected
+    text = " ".join(t.text or "" for t in svg.iter("{http://www.w3.org/2000/svg}text"))
+    assert all(word in text for word in words), text
+    assert found["mark-group role-legend"] == (question not in ("group", "metrics")), "one legend, if any"
+    if question in ("top", "group", "metrics"):
+        assert "https://wandb.ai/lab/demo/runs/run00" in (tmp_path / "p.svg").read_text(), "a point leads to its run"
+
+
+def png_pixels(path: Path) -> tuple[int, int, set[bytes]]:
+    """Width, height and the distinct 64-byte stretches of the filtered rows of a PNG, by its specification."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    packed, at = b"", 8
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT":
+            packed += data[at + 8 : at + 8 + length]
+        at += 12 + length
+    pixels = zlib.decompress(packed)
+    return width, height, {pixels[i : i + 64] for i in range(0, len(pixels), 64)}
+
+
+@pytest.mark.parametrize("question", ["pivot", "curves"])
+def test_png_and_pdf_are_valid_and_not_blank(call, demo, tmp_path, question):
+    for suffix in ("png", "pdf"):
+        assert call(demo, *QUESTIONS[question], "--plot", tmp_path / f"p.{suffix}").code == 0
+    width, height, stretches = png_pixels(tmp_path / "p.png")
+    assert width > 1000, "sharp enough for print"
+    assert height > 400
+    assert len(stretches) > 1000, "something is drawn"
+    pdf = (tmp_path / "p.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert b"%%EOF" in pdf[-32:]
+    assert len(pdf) > 5_000
+
+
+class Refuser:
+    """A proxy on loopback that refuses every connection and remembers what was asked of it."""
+
+    def __enter__(self) -> Refuser:
+        self.asked: list[str] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        threading.Thread(target=self.refuse, daemon=True).start()
+        return self
+
+    def refuse(self) -> None:
+        while True:
+            try:
+                connection, _ = self.server.accept()
+            except OSError:  # closed: the test is over
+                return
+            with connection:
+                connection.settimeout(5)
+                self.asked.append(connection.recv(4096).decode(errors="replace").partition("\n")[0])
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    def __exit__(self, *_: object) -> None:
+        self.server.close()
+
+
+# What the browser asks by itself, whatever page it shows: the time, its updates, its account.
+CHROMIUMS_OWN = re.compile(r"(?:clients2|accounts|www)\.google\.com|(?:update|optimizationguide-pa)\.googleapis\.com")
+
+
+def in_browser(page: Path, tmp_path: Path) -> tuple[str, list[str], list[str]]:
+    """Open `page` in headless Chromium; returns its document, its console messages, and requests that left it."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert browser, "Chromium is not installed. The pictures are tested in it: apt-get install chromium"
+    with Refuser() as proxy:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+        flags += ["--disable-background-networking", "--disable-component-update", "--disable-default-apps"]
+        flags += ["--disable-dev-shm-usage", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=10000"]
+        command = [
+            browser,
+            *flags,
+            "--dump-dom",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--proxy-server=127.0.0.1:{proxy.port}",
+        ]
+        command += ["--proxy-bypass-list=<-loopback>", page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=clean_env(tmp_path))
+        assert done.returncode == 0, done.stderr
+        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        return done.stdout, console, [line for line in proxy.asked if not CHROMIUMS_OWN.search(line)]
+
+
+def test_the_browser_test_sees_errors_and_requests(tmp_path):
+    """The instrument itself: a page that logs an error and asks for a script from elsewhere is caught doing both."""
+    page = tmp_path / "bad.html"
+    page.write_text("<script>console.error('oh no')</script><script src='http://cdn.example/vega.js'></script><p>hello")
+    document, console, asked = in_browser(page, tmp_path)
+    assert "hello" in document
+    assert any("oh no" in line for line in console)
+    assert any("cdn.example/vega.js" in line for line in asked)
+
+
+@pytest.mark.parametrize("question", ["top", "group", "pivot", "best-by", "curves"])
+def test_html_draws_in_a_browser_and_asks_nobody(call, demo, tmp_path, question):
+    page = tmp_path / "p.html"
+    assert call(demo, *QUESTIONS[question], "--plot", page).code == 0
+    document, console, asked = in_browser(page, tmp_path)
+    assert console == []
+    assert asked == []
+    drawn = re.search(r"<svg[^>]*class=\"marks\".*?</svg>", document, re.S)
+    assert drawn, "the chart is drawn"
+    expected, words = PICTURES[question]
+    found = marks(ET.fromstring(drawn[0].replace("&nbsp;", " ")))
+    assert {kind: found[kind] for kind in expected} == expected
+    assert all(word in drawn[0] for word in words)
+    assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=", page.read_text(encoding="utf-8"))
+
+
+def test_a_picture_of_values_that_span_decades_is_logarithmic(call, tmp_path):
+    rows = [run_row(i, name=f"mlp_sbm_s{i}", metric_test_mse=10.0 ** (-i), config_opt="ab"[i % 2]) for i in range(6)]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    for options in ([], ["-g", "opt"], ["--pivot", "--cols", "seed"]):
+        assert call(tmp_path, path, *options, "--plot", "p.svg").code == 0
+        text = [t.text for t in ET.parse(tmp_path / "p.svg").getroot().iter("{http://www.w3.org/2000/svg}text")]
+        assert {"0.0001", "0.001"} <= {t for t in text if t}, text
