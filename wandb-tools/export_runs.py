@@ -67,7 +67,7 @@ TRIES = 6  # times that a request is sent before it counts as unanswered
 OUTPUT = Path("wandb_export")
 WORKERS = 8  # requests in flight, over all projects
 FIRST_PAGE, LARGEST_PAGE = 100, 1000  # runs per request: the first, and the most
-PAGE_SECONDS, PAGE_BYTES = 2.0, 6_000_000  # what a page should take at the most, to arrive and in memory
+PAGE_SECONDS, PAGE_BYTES = 2.0, 4_000_000  # what a page should take at the most, to arrive and in memory
 BLOCK = 1000  # runs per row group, and held at once when the file is built
 HISTORY_BATCH = 20_000  # history rows converted at once
 HISTORY_CELLS = 4_000_000  # history values per row group
@@ -317,7 +317,8 @@ class Server:
             raise Trouble(f"the answer is no JSON but {start!r}. Is WANDB_BASE_URL the address of W&B's API?")
         if reply.get("data") is None or reply.get("errors"):
             errors = [str(error.get("message", error)) for error in reply.get("errors") or [{"message": "no data"}]]
-            raise Trouble("; ".join(errors))
+            timed_out = re.search("deadline exceeded|timed? ?out", " ".join(errors), re.IGNORECASE)
+            raise (Unanswered if timed_out else Trouble)("; ".join(errors))
         return reply["data"]
 
     def send(self, method: str, url: str, body: bytes | None, headers: dict[str, str], tries: int = TRIES) -> bytes:
@@ -586,7 +587,8 @@ class Project:
     export: Export
     entity: str
     name: str
-    pace: Pace = field(default_factory=lambda: Pace())
+    pace: Pace = field(default_factory=lambda: Pace(FIRST_PAGE))
+    light_pace: Pace = field(default_factory=lambda: Pace(LARGEST_PAGE))  # of pages without config and summary
     failed: dict[str, dict[str, str]] = field(default_factory=dict)  # run id -> id, name, error
     lock: threading.RLock = field(default_factory=threading.RLock)
     part_number: Iterator[int] = field(default_factory=itertools.count)
@@ -952,7 +954,7 @@ def written_beside(project: Project, target: Path) -> Iterator[Path]:
 class Pace:
     """How many runs the next page asks for: more while pages arrive quickly, half when one does not arrive."""
 
-    size: int = FIRST_PAGE
+    size: int
     good: int = 0  # pages that came since the last change
     patience: int = 1  # pages that must come before the size doubles again
 
@@ -1032,16 +1034,18 @@ def fetch_window(
     as failed and passed over. Returns the last page. Raises `Trouble`.
     """
     after: str | None = None
-    largest = LARGEST_PAGE
+    pace = project.light_pace if light else project.pace
+    misses = 0
     while True:
-        size = min(LARGEST_PAGE if light else project.pace.size, largest)
+        size = pace.size
         started = time.monotonic()
         try:
             page = fetch_page(project, window, size, after, light, 3 if size == 1 else 1, probe)
         except Unanswered as error:
             if size > 1:
-                project.pace.missed(size)
-                largest = size // 2 if light else LARGEST_PAGE
+                pace.missed(size)
+                misses += 1
+                time.sleep(min(2, 0.1 * 2**misses))  # where the server is down, a smaller page does not help
                 continue
             page = fetch_page(project, window, 1, after, True, TRIES, probe)
             if light or not page["edges"]:
@@ -1049,10 +1053,10 @@ def fetch_window(
             for edge in page["edges"]:
                 note_failure(project, edge["node"], f"too heavy to fetch: {error}")
         else:
+            misses = 0
             nodes = [edge["node"] for edge in page["edges"]]
-            if not light:
-                weight = sum(len(node["config"] or "") + len(node["summaryMetrics"] or "") for node in nodes)
-                project.pace.arrived(len(nodes), time.monotonic() - started, weight)
+            weight = sum(len(node.get("config") or "") + len(node.get("summaryMetrics") or "") for node in nodes)
+            pace.arrived(len(nodes), time.monotonic() - started, weight)
             take(nodes)
         after = page["pageInfo"]["endCursor"]
         if probe or not page["pageInfo"]["hasNextPage"]:
@@ -1203,6 +1207,7 @@ class Logged:
     """
 
     files: list[str]
+    globs: list[str]
     kinds: dict[str, str]
     mark: list[Any]
     ordered: bool
@@ -1218,7 +1223,8 @@ def fetch_history(project: Project, runs: list[dict[str, Any]]) -> dict[str, Log
     for run in runs:  # what an interrupted export left behind
         with contextlib.suppress(FileNotFoundError):
             logged = Logged(**json.loads((folder / f"{file_stem(run['id'])}.json").read_text()))
-            if logged.mark == history_mark(run) and all((folder / name).exists() for name in logged.files):
+            same = (logged.mark, logged.globs) == (history_mark(run), project.export.history_keys)
+            if same and all((folder / name).exists() for name in logged.files):
                 done[run["id"]] = logged
     if done:
         project.export.progress.note(f"... {project.title}: going on from the history of {len(done)} runs on disk")
@@ -1317,7 +1323,7 @@ def fetch_one_history(project: Project, run: dict[str, Any], urls: list[str], li
     rows = len(steps) if ordered else pc.count_distinct(steps).as_py()
     last = pc.max(steps).as_py()
     confirmed = rows == (run["history_rows"] or 0) and run["last_step"] in (None, last)
-    logged = Logged(files, kinds, history_mark(run), ordered, confirmed, rows)
+    logged = Logged(files, project.export.history_keys, kinds, history_mark(run), ordered, confirmed, rows)
     marker = folder / f"{stem}.json"
     marker.with_suffix(".tmp").write_text(json.dumps(vars(logged)))
     os.replace(marker.with_suffix(".tmp"), marker)
@@ -1330,25 +1336,34 @@ def download(project: Project, url: str, path: Path) -> None:
     import pyarrow.parquet as pq
     import urllib3
 
-    for attempt in range(TRIES):
+    server = project.export.server
+    attempt = limited = 0
+    while True:
+        server.wait_for_turn()
         try:
-            reply = project.export.server.pool.request("GET", url, preload_content=False)
+            reply = server.pool.request("GET", url, preload_content=False)
             try:
-                if reply.status in (401, 403, 404, 410):
-                    raise Expired(f"its download address is no longer good (HTTP {reply.status})")
                 if reply.status == 200:
                     with path.with_suffix(".tmp").open("wb") as file:
                         shutil.copyfileobj(reply, file, 1 << 20)
                     pq.ParquetFile(path.with_suffix(".tmp")).close()  # whole? its footer comes last
                     os.replace(path.with_suffix(".tmp"), path)
                     return
-                trouble = f"HTTP {reply.status}"
             finally:
                 reply.release_conn()
+            if reply.status in (401, 403, 404, 410):
+                raise Expired(f"its download address is no longer good (HTTP {reply.status})")
+            if reply.status == 429:
+                limited += 1
+                server.slow_down(reply.headers.get("Retry-After"), limited)
+                continue
+            trouble = f"HTTP {reply.status}"
         except (urllib3.exceptions.HTTPError, pa.ArrowInvalid) as error:
             trouble = str(error)
+        attempt += 1
+        if attempt == TRIES:
+            raise Unanswered(f"its exported file does not arrive: {trouble}")
         time.sleep(min(8, 0.25 * 2**attempt))
-    raise Unanswered(f"its exported file does not arrive: {trouble}")
 
 
 def read_steps(path: Path) -> pa.ChunkedArray:
@@ -1390,6 +1405,7 @@ def live_table(rows: list[dict[str, Any]]) -> pa.Table:
     """History rows as a table: `_step` Int64, keys whose values are all numbers Float64, others their JSON text."""
     import pyarrow as pa
 
+    rows = [dotted(row) for row in rows]
     columns: dict[str, pa.Array] = {"_step": pa.array([int(row["_step"]) for row in rows], pa.int64())}
     for key in dict.fromkeys(key for row in rows for key in row if key != "_step"):
         values = [row.get(key) for row in rows]
@@ -1401,6 +1417,17 @@ def live_table(rows: list[dict[str, Any]]) -> pa.Table:
         else:
             columns[clean_text(key)] = to_array([as_text(value) for value in values], "string")
     return pa.table(columns)
+
+
+def dotted(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row without nested dicts: their keys are joined with dots, as in exported files. Media stay what they are."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict) and "_type" not in value:
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def as_text(value: Any) -> str | None:
@@ -1642,11 +1669,11 @@ def export_project(project: Project) -> Outcome:
     try:
         with locked(project):
             try:
-                export_runs(project, outcome)
+                listed = export_runs(project, outcome)
                 if outcome.runs:
                     write_metadata(project, outcome)
                 if outcome.runs and project.export.history:
-                    export_history(project, outcome)
+                    export_history(project, outcome, listed)
                     write_metadata(project, outcome)
             finally:
                 outcome.failed = list(project.failed.values())
@@ -1654,26 +1681,19 @@ def export_project(project: Project) -> Outcome:
                 if not kept:
                     shutil.rmtree(project.parts, ignore_errors=True)
     except (Trouble, OSError, ValueError) as error:  # ValueError: pyarrow's for a file that it cannot read
-        outcome.error = str(error).rstrip(".")
-        outcome.refused = isinstance(error, Missing | Rejected) and not kept
-        advice = " What was fetched is kept; run the command again to go on." if kept else ""
+        outcome.error = str(error)
+        outcome.refused = isinstance(error, Missing | Rejected) and not (kept or outcome.runs)
         if isinstance(error, Rejected):
-            outcome.error = str(rejected(project.export.server.account)).rstrip(".")
+            outcome.error = str(rejected(project.export.server.account))
         elif isinstance(error, Missing):
-            with contextlib.suppress(Trouble):  # the near names are a courtesy
-                advice = near_projects(project)
-        say(f"error: {project.title}: {outcome.error}.{advice}")
+            server = project.export.server
+            with contextlib.suppress(Unanswered, Rejected):  # the near names are a courtesy
+                names = visible_projects(server, project.entity)
+                outcome.error = str(unseen(server, project.entity, project.name, names))
+        advice = " What was fetched is kept; run the command again to go on." if kept else ""
+        say(f"error: {project.title}: {outcome.error.rstrip('.')}.{advice}")
     outcome.seconds = time.monotonic() - started
     return outcome
-
-
-def near_projects(project: Project) -> str:
-    """What to do about a project that is not there: the nearest names of projects, or the entities that are seen."""
-    server = project.export.server
-    if names := list_projects(server, project.entity):
-        return nearest(project.name, names)
-    viewer = find_viewer(server)
-    return f" The key sees the entities {', '.join(dict.fromkeys([viewer['entity'], *viewer['teams']]))}."
 
 
 @contextlib.contextmanager
@@ -1731,8 +1751,8 @@ def open_sources(project: Project) -> tuple[Source | None, list[Source]]:
     return previous, parts
 
 
-def export_runs(project: Project, outcome: Outcome) -> None:
-    """Bring the project's runs file up to date."""
+def export_runs(project: Project, outcome: Outcome) -> set[str]:
+    """Bring the project's runs file up to date; returns the ids of the runs that the filters let through."""
     export = project.export
     previous, parts = open_sources(project)
     resumed_full = (project.parts / "full").exists()
@@ -1781,7 +1801,7 @@ def export_runs(project: Project, outcome: Outcome) -> None:
     if not winners:
         what = "no runs that match" if export.filters else "no runs"
         say(f"{project.title}: {what}; nothing is written" + (f", {target} is left as it is" if previous else ""))
-        return
+        return set()
     if previous is None or previous.has_system != export.system or len(from_before) < max(len(before), len(winners)):
         merge(project, sources, winners, target)
     outcome.size = target.stat().st_size
@@ -1789,6 +1809,7 @@ def export_runs(project: Project, outcome: Outcome) -> None:
         path.unlink(missing_ok=True)
     removed = f" Removed {len(gone)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
     export.progress.note(f"Saved {len(winners)} runs to {target}.{removed}")
+    return set(listing)
 
 
 def named(runs: list[dict[str, str]]) -> str:
@@ -1797,13 +1818,13 @@ def named(runs: list[dict[str, str]]) -> str:
     return shown + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
 
 
-def export_history(project: Project, outcome: Outcome) -> None:
-    """Bring the project's history file up to date, after its runs file."""
+def export_history(project: Project, outcome: Outcome, listed: set[str]) -> None:
+    """Bring the project's history file up to date, after its runs file. Only the `listed` runs are fetched."""
     import pyarrow.parquet as pq
 
     target = project.path("history.parquet")
     previous = readable(target, lambda: PreviousHistory(target, project)) if target.exists() else None
-    columns = ["id", "name", "state", "history_rows", "last_step", "heartbeat_at", "created_at", "tags"]
+    columns = ["id", "name", "state", "history_rows", "last_step", "heartbeat_at"]
     table = pq.read_table(project.path("runs.parquet"), columns=columns)
     table = table.set_column(5, "heartbeat_at", as_integers(table["heartbeat_at"]))
     runs = {run["id"]: run for run in table.to_pylist()}
@@ -1813,7 +1834,7 @@ def export_history(project: Project, outcome: Outcome) -> None:
     stale = [
         run
         for run in runs.values()
-        if run["history_rows"] != 0 and passes(run, project.export.filters_shown)
+        if run["id"] in listed and run["history_rows"] != 0
         if not (known.get(run["id"], {}).get("mark") == history_mark(run) and known[run["id"]]["confirmed"])
     ]
     left_out = set(runs) - {run["id"] for run in stale}
@@ -1836,17 +1857,6 @@ def export_history(project: Project, outcome: Outcome) -> None:
     unsure = [{"id": run, "name": names[run] or ""} for run, logged in fresh.items() if not logged.confirmed]
     if unsure:
         say(f"... {project.title}: history not confirmed by W&B's row count and last step: {named(unsure)}")
-
-
-def passes(run: dict[str, Any], filters: dict[str, Any]) -> bool:
-    """Whether a row of the runs file is among those that this export's filters let through."""
-    at = run["created_at"]
-    return (
-        (not filters["since"] or at >= datetime.fromisoformat(filters["since"]))
-        and (not filters["until"] or at < datetime.fromisoformat(filters["until"]))
-        and (not filters["state"] or run["state"] in filters["state"])
-        and (not filters["tag"] or bool(set(filters["tag"]) & set(run["tags"])))
-    )
 
 
 def write_metadata(project: Project, outcome: Outcome) -> None:
@@ -2057,28 +2067,45 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def find_projects(server: Server, entities: list[str], wanted: list[str]) -> list[tuple[str, str]]:
-    """(entity, project) of every project asked for. Raises `Stop` when a name or a glob matches nothing at all."""
-    if not entities:
-        entities = [find_viewer(server)["entity"]]
+def find_projects(
+    server: Server, entities: list[str], wanted: list[str]
+) -> tuple[list[tuple[str, str]], list[Trouble]]:
+    """(entity, project) of every project asked for, and what is wrong with entities and globs that have none."""
+    entities = entities or [find_viewer(server)["entity"]]
     found: list[tuple[str, str]] = []
+    problems: list[Trouble] = []
     exact = [name for name in wanted if not set(name) & set("*?[")]
     globs = [name for name in wanted if name not in exact] or ([] if exact else ["*"])
     for entity in dict.fromkeys(entities):
         found += [(entity, name) for name in exact]
         if globs:
-            names = list_projects(server, entity)
-            if not names:
-                viewer = find_viewer(server)
-                visible = [viewer["entity"], *viewer["teams"]]
-                if entity not in visible:
-                    sees = f"{nearest(entity, visible)} It sees: {', '.join(visible)}."
-                    raise Stop(f"no entity {entity!r} that this key sees.{sees}")
+            names = visible_projects(server, entity)
             matching = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
-            if names and not matching:
-                raise Stop(f"no project of {entity} matches {' or '.join(globs)}.{nearest(globs[0].strip('*'), names)}")
             found += [(entity, name) for name in matching]
-    return list(dict.fromkeys(found))
+            if not matching:
+                problems.append(unseen(server, entity, globs[0], names))
+    return list(dict.fromkeys(found)), problems
+
+
+def visible_projects(server: Server, entity: str) -> list[str]:
+    """`list_projects`, empty where W&B refuses to list the entity."""
+    try:
+        return list_projects(server, entity)
+    except (Rejected, Unanswered):
+        raise
+    except Trouble:
+        return []
+
+
+def unseen(server: Server, entity: str, project: str, names: list[str]) -> Trouble:
+    """Why there is no such project, with the nearest names of projects (`names` has the entity's) or entities."""
+    if names:
+        return Missing(f"no project of {entity} is or matches {project!r}.{nearest(project.strip('*'), names)}")
+    viewer = find_viewer(server)
+    visible = list(dict.fromkeys([viewer["entity"], *viewer["teams"]]))
+    if entity in visible:
+        return Trouble(f"the entity {entity} has no projects")
+    return Missing(f"no entity {entity!r} that this key sees.{nearest(entity, visible)} It sees {', '.join(visible)}.")
 
 
 def preview(project: Project) -> None:
@@ -2086,7 +2113,7 @@ def preview(project: Project) -> None:
     paths = sorted(project.parts.glob("*.parquet")) if project.parts.is_dir() else []
     if project.path("runs.parquet").exists() and not project.export.full:
         paths.insert(0, project.path("runs.parquet"))
-    have = {print_ for path in paths for print_ in Source(path, project).prints}
+    have = {print_ for path in paths for print_ in readable(path, lambda p=path: Source(p, project)).prints}
     listing = list_runs(project, have)
     stale = [print_ for print_ in listing.values() if print_ not in have]
     requests = -(-len(stale) // 250)
@@ -2136,12 +2163,16 @@ def main() -> int:
         progress=progress,
     )
     try:
-        found = find_projects(server, args.entity or account.entities, args.project)
+        found, problems = find_projects(server, args.entity or account.entities, args.project)
+        for problem in problems:
+            say(f"error: {problem}")
+        if not found:
+            return 2 if any(isinstance(problem, Missing) for problem in problems) else 1
         projects = [Project(export, entity, name) for entity, name in found]
         if args.dry_run:
             for project in projects:
                 preview(project)
-            return 0
+            return 1 if problems else 0
         args.output.mkdir(parents=True, exist_ok=True)
         outcomes = export_all(projects)
     except Rejected:
@@ -2149,14 +2180,15 @@ def main() -> int:
     except Missing as error:
         raise Stop(str(error)) from None
     except Trouble as error:
-        raise Stop(f"{account.base_url}: {error}", 1) from None
+        raise Stop(str(error), 1) from None
     finally:
         progress.stop()
     if not args.quiet:
         show_outcomes(outcomes)
     if all(outcome.refused for outcome in outcomes):
         return 2
-    return 1 if any(o.error or o.failed for o in outcomes) or not any(o.runs for o in outcomes) else 0
+    some_failed = problems or any(outcome.error or outcome.failed for outcome in outcomes)
+    return 1 if some_failed or not any(outcome.runs for outcome in outcomes) else 0
 
 
 def export_all(projects: list[Project]) -> list[Outcome]:

@@ -270,7 +270,8 @@ class Server:
             raise Trouble(f"the answer is no JSON but {start!r}. Is WANDB_BASE_URL the address of W&B's API?")
         if reply.get("data") is None or reply.get("errors"):
             errors = [str(error.get("message", error)) for error in reply.get("errors") or [{"message": "no data"}]]
-            raise Trouble("; ".join(errors))
+            timed_out = re.search("deadline exceeded|timed? ?out", " ".join(errors), re.IGNORECASE)
+            raise (Unanswered if timed_out else Trouble)("; ".join(errors))
         return reply["data"]
 
     def send(self, method: str, url: str, body: bytes | None, headers: dict[str, str], tries: int = TRIES) -> bytes:
