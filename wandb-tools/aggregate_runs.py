@@ -380,7 +380,7 @@ def read_exports(inputs: Sequence[str]) -> tuple[list[Export], int]:
                 problems.append(f"{path}: {result}")
     if left_out:
         names = sorted({path.rsplit("/", 1)[-1] for path in left_out})
-        say(f"left out {len(names):,} that hold no runs of an export (history, aggregates): {counted(names, 3)}")
+        say(f"left out {many(len(names), 'file')} without runs of an export (history, aggregates): {counted(names, 3)}")
     for problem in problems:
         say(f"skipped {problem}")
     return exports, len(problems)
@@ -452,9 +452,9 @@ def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], di
             types[column] = next(iter(kept), pl.String())
             continue
         types[column] = pl.Float64() if set(kept) == {pl.Int64(), pl.Float64()} and exact else pl.String()
-        counts = ", ".join(f"{dtype} in {len(files)}" for dtype, files in sorted(kept.items(), key=lambda i: str(i[0])))
-        why = "" if exact or types[column] != pl.String() or len(kept) > 2 else ", integers too large for Float64"
-        changes[column] = f"{counts}{why}: {types[column]}"
+        counts = [f"{dtype} in {many(len(files), 'file')}" for dtype, files in kept.items()]
+        why = " (integers too large for Float64)" if not exact and len(kept) == 2 and pl.Float64() in kept else ""
+        changes[column] = f"{types[column]}, for it is {' and '.join(sorted(counts))}{why}"
     return types, changes
 
 
@@ -834,6 +834,11 @@ def write(frame: pl.LazyFrame, target: str, partition: str | None) -> None:
 # ---- Summary ----------------------------------------------------------------------------------------------------
 
 
+def many(count: int, what: str) -> str:
+    """`1 run`, `2,163 runs`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def counted(names: Sequence[str], shown: int = 5) -> str:
     """`a, b, c and 7 more`."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")
@@ -874,11 +879,9 @@ def print_columns(console: Console, exports: Sequence[Export], changes: dict[str
     files = Counter(column for export in exports for column in export.schema)
     partial_columns = sorted(column for column, count in files.items() if count < len(exports))
     if partial_columns:
-        console.print(
-            f"{len(partial_columns):,} columns stand in only some files: {counted(partial_columns)}", soft_wrap=False
-        )
+        console.print(f"{many(len(partial_columns), 'column')} in only some files: {counted(partial_columns)}")
     if changes:
-        console.print(f"{len(changes):,} columns had different types (files each) and now have:")
+        console.print(f"{many(len(changes), 'column')} of another type in some files, now of one:")
         for column, why in sorted(changes.items())[:10]:
             console.print(f"  {column}: {why}")
         if len(changes) > 10:
@@ -895,7 +898,7 @@ def print_unmatched(console: Console, kept: pl.DataFrame, rules: dict[str, Rule]
     silent = kept["name"].filter(~matched.to_series())
     if len(silent):
         names = silent.unique(maintain_order=True).fill_null("-").to_list()
-        console.print(f"{len(silent):,} runs whose name matched no pattern: {counted(names)}")
+        console.print(f"{many(len(silent), 'run')} whose name matched no pattern: {counted(names)}")
 
 
 # ---- Command line -----------------------------------------------------------------------------------------------
@@ -983,7 +986,7 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
         check_where(args.where, frame.collect_schema())
     rows = survey(frame, chosen)
     stays = newest_copies(rows, exports)
-    steps = [(f"runs in {len(exports):,} file{'s' * (len(exports) > 1)}", len(rows))]
+    steps = [(f"runs in {many(len(exports), 'file')}", len(rows))]
     steps.append(("older copies of runs that a newer export holds", len(rows) - stays.sum()))
     for number, (label, _) in enumerate(chosen):
         after = stays & rows[str(number)]
@@ -1011,7 +1014,7 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
     print_columns(console, exports, changes)
     if not args.no_enrich:
         print_unmatched(console, kept, rules)
-    say(f"Saved {len(kept):,} runs, {len(columns):,} columns to {args.output}")
+    say(f"Saved {many(len(kept), 'run')} ({many(len(columns), 'column')}) to {args.output}")
 
 
 def unreadable(path: str) -> str | None:
