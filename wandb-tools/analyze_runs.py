@@ -4,7 +4,6 @@
 # dependencies = [
 #     "altair>=6,<7",
 #     "polars>=2,<3",
-#     "pyarrow>=26,<27",
 #     "rich>=15,<16",
 #     "vl-convert-python>=1.9,<2",
 # ]
