@@ -1802,13 +1802,15 @@ def export_runs(project: Project, outcome: Outcome) -> set[str]:
         what = "no runs that match" if export.filters else "no runs"
         say(f"{project.title}: {what}; nothing is written" + (f", {target} is left as it is" if previous else ""))
         return set()
-    if previous is None or previous.has_system != export.system or len(from_before) < max(len(before), len(winners)):
+    same = previous and previous.has_system == export.system and from_before == before.keys() == winners.keys()
+    if not same:
         merge(project, sources, winners, target)
     outcome.size = target.stat().st_size
     for path in [*project.parts.glob("*.parquet"), project.parts / "full"]:
         path.unlink(missing_ok=True)
     removed = f" Removed {len(gone)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
-    export.progress.note(f"Saved {len(winners)} runs to {target}.{removed}")
+    done = f"{len(winners)} runs in {target} are up to date." if same else f"Saved {len(winners)} runs to {target}."
+    export.progress.note(done + removed)
     return set(listing)
 
 
@@ -1954,16 +1956,23 @@ def show_outcomes(outcomes: list[Outcome]) -> None:
     from rich.table import Table
 
     same_entity = len({outcome.project.split("/")[0] for outcome in outcomes}) == 1
-    with_history = any(outcome.history_rows is not None for outcome in outcomes)
+    columns = {
+        "runs": [o.runs for o in outcomes],
+        "new": [o.new for o in outcomes],
+        "updated": [o.updated for o in outcomes],
+        "removed": [len(o.removed) for o in outcomes],
+        "failed": [len(o.failed) for o in outcomes],
+        "history": [o.history_rows or 0 for o in outcomes],
+    }
+    rare = [name for name in ("removed", "failed", "history") if not any(columns[name])]
+    columns = {name: counts for name, counts in columns.items() if name not in rare}
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("project", overflow="fold", min_width=12)
-    counted = ["runs", "new", "updated", "removed", "failed"] + ["history"] * with_history
-    for name in [*counted, "seconds", "size"]:
+    for name in [*columns, "seconds", "size"]:
         table.add_column(name, justify="right", no_wrap=True)
-    for o in outcomes:
-        counts = [o.runs, o.new, o.updated, len(o.removed), len(o.failed)] + [o.history_rows or 0] * with_history
-        cells = ["-"] * len(counts) if o.error else [f"{count:,}" for count in counts]
+    for o, counts in zip(outcomes, zip(*columns.values(), strict=True), strict=True):
         name = o.project.split("/", 1)[1] if same_entity else o.project
+        cells = ["-"] * len(counts) if o.error else [f"{count:,}" for count in counts]
         table.add_row(name, *cells, f"{o.seconds:.1f}", "error" if o.error else human_size(o.size))
     Console().print(table)
 
