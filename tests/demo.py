@@ -1,7 +1,7 @@
 #!/usr/bin/env -S uv run --script
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["graphql-core>=3.2,<4", "pyarrow>=26,<27"]
+# dependencies = ["graphql-core>=3.3,<3.4", "pyarrow>=26,<27"]
 # ///
 """The README's typical workflow, from start to end, with no W&B account.
 

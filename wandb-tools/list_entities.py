@@ -69,7 +69,7 @@ class Stop(Exception):
 
 def say(message: str) -> None:
     """Print progress or a notice to stderr; stdout belongs to results."""
-    print(message, file=sys.stderr, flush=True)
+    print(message + "\n", end="", file=sys.stderr, flush=True)  # one write: threads print too
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
