@@ -121,8 +121,8 @@ import polars as pl
 
 def row(run):
     summary = {k: v for k, v in dict(run.summary).items() if isinstance(v, (int, float))}
-    return {"id": run.id, "name": run.name, "state": run.state, "created_at": run.created_at, **flat("config", run.config),
-            **flat("metric", summary)}
+    return {"id": run.id, "name": run.name, "state": run.state, "created_at": run.created_at,
+            **flat("config", run.config), **flat("metric", summary)}
 
 def flat(prefix, values):
     out = {}
@@ -236,7 +236,8 @@ def bench_export_10k() -> None:
 @benchmark
 def bench_history() -> None:
     """60 runs of 3,000 rows: scan_history() run after run, and export_runs.py --include-history."""
-    code = f'server.fill("{ENTITY}", "p", 60); server.fill_history("{ENTITY}", "p", rows=3000, keys=10); {WEATHER}'
+    code = f'server.fill("{ENTITY}", "p", 60)'
+    code += f'; server.fill_history("{ENTITY}", "p", rows=3000, keys=10, prepare=True); {WEATHER}'
     with serving(code) as tell, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scan = uv_script(folder, "scan.py", SCAN + WRITE)
@@ -252,7 +253,8 @@ def bench_history_large() -> None:
     """1,000 runs x 10,000 rows x 10 keys, and 25 runs x 200,000 rows x 100 keys at 3 %: memory of export_runs.py."""
     for runs, steps, keys, fill in ((1000, 10_000, 10, 1.0), (25, 200_000, 100, 0.03)):
         code = f'server.fill("{ENTITY}", "p", {runs})'
-        code += f'; server.fill_history("{ENTITY}", "p", rows={steps}, keys={keys}, fill={fill}); {WEATHER}'
+        history = f"rows={steps}, keys={keys}, fill={fill}, prepare=True"
+        code += f'; server.fill_history("{ENTITY}", "p", {history}); {WEATHER}'
         with serving(code) as tell, tempfile.TemporaryDirectory() as name:
             command = export_command("--include-history")
             rows = [counted(tell, "export_runs.py --include-history", command, Path(name))]

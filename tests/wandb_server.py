@@ -1786,6 +1786,8 @@ class WandbServer:
             run.history = GeneratedHistory(
                 number % 100, rows, keys, fill, live_rows, Path(self.folder.name), rows_per_file
             )
+            if run.summary_wire:  # a made-up run: its summary tells the last step
+                run.summary_wire = partial(run.summary_wire, last_step=rows - 1)
             if prepare and run.history.file_count():
                 run.history.file(0)
             if prepare:
@@ -1898,9 +1900,9 @@ class FillPieces:
             parts[place] = self.escaped[value]
         return b"".join(parts)
 
-    def summary(self, i: int) -> bytes:
+    def summary(self, i: int, last_step: int | None = None) -> bytes:
         start = b'"{\\"_step\\": %d, \\"_runtime\\": %d.5, \\"_timestamp\\": %d.25' % (
-            999 + i % 7,
+            999 + i % 7 if last_step is None else last_step,
             3000 + i,
             1759320000 + i,
         )
