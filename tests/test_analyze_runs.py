@@ -502,8 +502,18 @@ def test_over_says_otherwise(call, result, tmp_path):
     assert "Unique per run" not in ran.err
 
 
-def test_a_hyperparameter_that_is_unique_per_run_is_not_taken_for_noise(result, tmp_path):
-    path = comparison(tmp_path, config_lr=lambda i: 0.1 + i / 1000, config_optimizer=lambda i: "abcdefghijkl"[i])
+def test_a_hyperparameter_that_is_unique_per_run_is_not_taken_for_noise(call, result, tmp_path):
+    path = comparison(
+        tmp_path,
+        config_lr=lambda i: 0.1 + i / 1000,
+        config_wd=lambda i: f"1e-{i}",
+        config_model_name=lambda i: f"resnet{i}",
+        config_output_dim=lambda i: 2**i,
+        config_run_name=lambda i: f"brave-frog-{i}",
+        config_saved_in=lambda i: f"gs://bucket/{i}",
+    )
+    ran = call(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse")
+    assert "Unique per run, so no hyperparameters: config_host, config_run_name, config_saved_in (" in ran.err
     found = result(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse")
     assert {row["n"] for row in found} == {1}
     assert {row["configurations"] for row in found} == {6}
@@ -870,7 +880,7 @@ def test_sql_joins_history(result, demo):
         (["--pivot", "--rows", "arch", "--cols", "arch"], 2, ["arch stands in the rows and in the columns"]),
         (["--where", "k >"], 2, ["--where 'k >' is no SQL condition"]),
         (["--where", "kk > 1"], 2, ["no column 'kk'", "Did you mean k"]),
-        (["--where", "k > 'a'"], 2, ["does not work on these columns"]),
+        (["--where", "k > 'a'"], 2, ["--where \"k > 'a'\" cannot be evaluated"]),
         (["--filter", "("], 2, ["--filter '(' is no regular expression", "unclosed group"]),
         (["--project", "["], 2, ["--project '[' is no regular expression"]),
         (["--match", "*"], 2, ["--match '*' is no regular expression"]),
@@ -910,6 +920,28 @@ def test_errors_say_what_and_what_to_do(call, demo, options, code, words):
     for word in words:
         assert word in ran.err
     assert sorted(path.name for path in demo.rglob("*")) == before, "no file is left"
+
+
+def test_an_aggregated_file_may_be_narrow_and_lie_elsewhere(call, result, demo, tmp_path):
+    frame = analyze.read([demo / "wandb_export" / "lab_demo_runs.parquet"]).frame.collect()
+    narrow = tmp_path / "narrow.parquet"
+    frame.with_columns(_source_file=pl.lit("x")).select(
+        "id", "entity", "project", "name", "arch", "metric_val_loss", "_source_file"
+    ).write_parquet(narrow)
+    assert result(demo, narrow, "-g", "arch")[0]["n"] == 36, "without a state every run counts"
+    ran = call(demo, narrow, "--pivot")
+    assert ran.code == 2
+    assert "no column 'dataset'" in ran.err
+    assert len(result(demo, narrow, "--curves", "val/loss")) == 20, "the history is found in wandb_export/"
+
+
+def test_a_file_that_is_damaged_inside(call, demo, tmp_path):
+    data = bytearray((demo / "wandb_export" / "lab_demo_runs.parquet").read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    (tmp_path / "lab_bad_runs.parquet").write_bytes(data)
+    ran = call(tmp_path, "lab_bad_runs.parquet")
+    assert ran.code == 2
+    assert "cannot be evaluated" in ran.err
 
 
 def test_files_that_are_none_of_ours(call, tmp_path):

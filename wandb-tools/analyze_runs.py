@@ -52,8 +52,11 @@ SCORE = re.compile(
     r"(?:^|_)(?:acc|accuracy|f1|auc|auroc|auprc|map|r2|precision|recall|iou|dice|bleu|psnr|ssim|reward|score)(?:_|\d|$)"
 )
 
-# Columns of whole numbers that tell runs apart and are no hyperparameters, if no two runs share a value.
-PER_RUN = re.compile(r"(?:^|_)(?:id|pid|port|job|jobid|timestamp|time|date|datetime|started|uuid|host|node)(?:_|$)")
+# Config columns that name a run rather than describe it, if no two runs share a value; numbers or text.
+PER_RUN = re.compile(
+    r"^config_name$|_(?:run_?name|exp_?name|experiment_name|id|run_?id|uuid|pid|port|job|jobid|host|hostname|nodelist|"
+    r"timestamp|start_time|date|datetime|dir|logdir|folder|path|file|filename|checkpoint|ckpt|command|cmd)$"
+)
 
 # W&B's own fields of a run; every other column without `config_` or `metric_` was parsed from names.
 RUN_COLUMNS = frozenset(
@@ -452,11 +455,9 @@ def keep(runs: Runs, args: argparse.Namespace) -> Runs:
     if args.where:
         frame = frame.filter(condition(args.where, runs))
     states = {state.strip().lower() for state in args.state.split(",")}
-    state = pl.col(resolve("state", runs))
-    try:
-        found = dict(frame.group_by(state).len().sort("len", "state", descending=[True, False]).collect().rows())
-    except pl.exceptions.PolarsError as error:
-        raise Stop(f"--where {args.where!r} does not work on these columns: {first_line(error)}.") from None
+    state = pl.col("state") if "state" in runs.schema else pl.lit("finished").alias("state")
+    counts = frame.select(state).group_by("state").len().sort("len", "state", descending=[True, False])
+    found = dict(collect(counts, f"--where {args.where!r}" if args.where else "the files").rows())
     if not found:
         raise Stop("no run matches these filters. Loosen --filter, --project, --protocol or --where.", 1)
     if "all" not in states:
@@ -470,6 +471,16 @@ def keep(runs: Runs, args: argparse.Namespace) -> Runs:
     return replace(runs, frame=frame)
 
 
+def collect(frame: pl.LazyFrame, what: str) -> pl.DataFrame:
+    """Collect the frame; an error that says that `what` does not work, such as a file that is damaged inside."""
+    import polars as pl
+
+    try:
+        return frame.collect()
+    except pl.exceptions.PolarsError as error:
+        raise Stop(f"{what} cannot be evaluated: {first_line(error)}.") from None
+
+
 def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
     """Read just these columns of the runs; lists (tags) become text, so that they can be grouped and saved."""
     import polars as pl
@@ -479,7 +490,8 @@ def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
         if column not in runs.schema:
             raise Stop(f"these files have no column {column}, which this question needs. Export the runs again.")
     lists = [c for c in wanted if isinstance(runs.schema[c], pl.List)]
-    return runs.frame.select(wanted).with_columns(pl.col(c).list.join(",") for c in lists).collect()
+    frame = runs.frame.select(wanted).with_columns(pl.col(column).list.join(",") for column in lists)
+    return collect(frame, ", ".join(map(str, runs.files)))
 
 
 # Metrics: which one, and which of its values count -------------------------------------------------------------------
@@ -491,9 +503,9 @@ def default_metric(runs: Runs) -> str:
 
     there = [f"metric_{column_name(key)}" for key in DEFAULT_METRICS]
     there = [column for column in there if column in runs.schema]
-    counts = runs.frame.select(pl.col(column).is_finite().sum() for column in there).collect() if there else None
+    counts = take(runs, there).select(pl.all().is_finite().sum())
     for column in there:
-        if counts is not None and counts[column].item():
+        if counts[column].item():
             say(f"Metric: {column} (--metric chooses another)")
             return column
     raise Stop(
@@ -672,20 +684,17 @@ def is_seed(column: str) -> bool:
 def unique_per_run(points: pl.DataFrame, columns: list[str]) -> list[str]:
     """Of `columns`, those that name a run rather than describe it, as output folders, host names, ids and dates do.
 
-    Such a column holds a different value in every run that has one (three or more), and is text with a digit, `/` or
-    `\\` in each, or whole numbers under a name of `PER_RUN`. A learning rate that a sweep drew at random, or three
-    optimizers in three runs, stay hyperparameters.
+    Such a column holds a different value in every run that has one (three or more), and its name says so (`PER_RUN`),
+    or its values do, all being paths. Whatever else is unique per run stays a hyperparameter: a learning rate that a
+    sweep drew at random, three models in three runs. Averaging those as if they were seeds would be the worse mistake.
     """
     import polars as pl
 
     found = []
     for column in columns:
         values = points[column].drop_nulls()
-        if values.dtype == pl.String:
-            names_a_run = values.str.contains(r"[\d/\\]").all()
-        else:
-            names_a_run = values.dtype.is_integer() and PER_RUN.search(column.lower())
-        if names_a_run and len(values) >= 3 and values.n_unique() == len(values):
+        paths = values.dtype == pl.String and values.str.contains(r"[/\\]").all()
+        if (paths or PER_RUN.search(column.lower())) and len(values) >= 3 and values.n_unique() == len(values):
             found.append(column)
     return found
 
@@ -1008,7 +1017,7 @@ def history(runs: Runs) -> pl.LazyFrame:
     import polars as pl
 
     who = take(runs, ["entity", "project"]).unique(maintain_order=True)
-    folders = dict.fromkeys(path.parent for path in runs.files)
+    folders = dict.fromkeys([*(path.parent for path in runs.files), FOLDER])  # an aggregated file may lie elsewhere
     wanted = [folder / f"{entity}_{project}_history.parquet" for folder in folders for entity, project in who.rows()]
     files = [path for path in wanted if path.exists()]
     if not files:
@@ -1042,7 +1051,8 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
     y, x = resolve_key(key, there.names()), resolve_key(x, there.names())
     who = take(runs, ["entity", "project", "id", *by]).rename({"id": "run_id"})
     lines = frame.select("entity", "project", "run_id", _x=pl.col(x), _y=pl.col(y)).drop_nulls()
-    lines = lines.join(who.lazy(), on=["entity", "project", "run_id"], how="inner").collect()
+    lines = lines.join(who.lazy(), on=["entity", "project", "run_id"], how="inner")
+    lines = collect(lines, "the history")
     numbers = lines.with_columns(pl.col("_x", "_y").cast(pl.Float64, strict=False)).filter(
         pl.all_horizontal(pl.col("_x", "_y").is_finite())
     )
