@@ -129,19 +129,19 @@ def column_name(key: str) -> str:
 
 # --- run names: the same in aggregate_runs.py and analyze_runs.py ---
 NUMBER = r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)"
-END = r"(?:[^a-z\d.]|\.\D|\.?$)"  # what may follow a number: nothing that would make it another number or a word
-WORD = r"(?:^|\PL){}(?:\PL|$)"  # `ego` is no dataset in `lego`, but is one in `ego2` and `_ego_`
-ARCHS = (
-    "gnn_all gnn_qk gnn_v filter_bank linear_pe self_attention_mlp multilayer_self_attention self_attention "
-    "digress_transformer digress_default asymmetric spectral_linear spectral mlp linear digress"
-)
-DATASETS = "pyg_enzymes pyg_proteins ring_of_cliques ego community grid sbm_small sbm tree regular"
+END = r"(?:[^a-z0-9.]|\.[^0-9]|\.?$)"  # what may follow a number: nothing that would make it another number or a word
+Rule = str | list[str] | dict[str, str]
 
-# How this lab names its runs: column -> a regular expression whose group 1 is the value, or a table value -> regular
-# expression, most specific first, of which the first that is found stands. Case never matters; searched anywhere.
-RULES: dict[str, str | dict[str, str]] = {
+# How this lab names its runs. A column's rule is a regular expression, whose group 1 is the value; or a list of words,
+# most specific first, of which the first that the name holds is the value (`ego` is in `x_ego-2`, not in `lego`); or a
+# table of value = regular expression, likewise. Case never matters, and everything may stand anywhere in the name.
+RULES: dict[str, Rule] = {
     "stage": r"(stage[0-9]+[a-z]?)",
-    "arch": {arch: WORD.format(arch) for arch in ARCHS.split()},
+    "arch": [
+        *("gnn_all", "gnn_qk", "gnn_v", "filter_bank", "linear_pe", "self_attention_mlp", "multilayer_self_attention"),
+        *("self_attention", "digress_transformer", "digress_default", "asymmetric", "spectral_linear", "spectral"),
+        *("mlp", "linear", "digress"),
+    ],
     # Searched in the class path of the config, then in the name, then in the arch. `hybrid` stands first because a
     # hybrid's name holds its parts; the whole words after `|` are the archs whose own name does not say the family.
     "model_type": {
@@ -151,7 +151,10 @@ RULES: dict[str, str | dict[str, str]] = {
         "gnn": "gnn",
         "attention": "attention",
     },
-    "dataset": {dataset: WORD.format(dataset) for dataset in DATASETS.split()},
+    "dataset": [
+        *("pyg_enzymes", "pyg_proteins", "ring_of_cliques", "ego", "community", "grid", "sbm_small", "sbm", "tree"),
+        "regular",
+    ],
     "k": "_k([0-9]+)" + END,
     "lr_parsed": "_lr" + NUMBER + END,
     "wd_parsed": "_wd" + NUMBER + END,
@@ -162,17 +165,29 @@ RULES: dict[str, str | dict[str, str]] = {
 }
 
 
-def parse(text: pl.Expr, rule: str | dict[str, str]) -> pl.Expr:
-    """What a rule of `RULES` finds in `text`, a String expression: a String, null where it finds nothing."""
+def separated(text: pl.Expr) -> pl.Expr:
+    """`text` in lower case, `_` for every other separator and at both ends, so that `_ego_` finds the word `ego`."""
+    import polars as pl
+
+    # concat_str, because pl.format panics in Polars 2.1 where a filter has left a chunk of a column empty
+    return pl.concat_str(pl.lit("_"), text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"), pl.lit("_"))
+
+
+def parse(text: pl.Expr, words: pl.Expr, rule: Rule) -> pl.Expr:
+    """What a rule of `RULES` finds in `text`, whose `separated` form is `words`: String, null where it finds none."""
     import polars as pl
 
     if isinstance(rule, str):
         return text.str.extract(f"(?i){rule}", 1)
-    found = [pl.when(text.str.contains(f"(?i){regex}")).then(pl.lit(value)) for value, regex in rule.items()]
-    return pl.coalesce(found or [pl.lit(None, pl.String)])
+    if isinstance(rule, dict):
+        found = {value: text.str.contains(f"(?i){regex}") for value, regex in rule.items()}
+    else:  # plain text, because Polars compiles a long list of regular expressions anew for every batch of rows
+        framed = {word: re.sub(r"\W", "_", f"_{word.lower()}_") for word in rule}
+        found = {word: words.str.contains(frame, literal=True) for word, frame in framed.items()}
+    return pl.coalesce([pl.when(hit).then(pl.lit(value)) for value, hit in found.items()] or pl.lit(None, pl.String))
 
 
-def enrich(frame: pl.LazyFrame, rules: dict[str, str | dict[str, str]] = RULES) -> pl.LazyFrame:
+def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     """Add what the run's name and config say about the experiment, lazily; columns that `frame` has stay as they are.
 
     In: any of `name` and the config columns named below, of any type. Out: `protocol`, `stage`, `arch`, `model_type`,
@@ -186,19 +201,18 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, str | dict[str, str]] = RULES) 
     def text(*columns: str) -> pl.Expr:
         """The first of `columns` that is there and set, as String."""
         there = [pl.col(c).cast(pl.String) for c in columns if c in schema and not schema[c].is_nested()]
-        return pl.coalesce([pl.when(value != "").then(value) for value in there] or [pl.lit(None, pl.String)])
+        return pl.coalesce([pl.when(value != "").then(value) for value in there] or pl.lit(None, pl.String))
 
-    rules = {column: rules.get(column, {}) for column in RULES} | rules
-    name, target = text("name"), text("config_model__target_", "config_model_target")
-    added = {column: parse(name, rule) for column, rule in rules.items()}
+    rules = {column: rules.get(column, []) for column in RULES} | rules
+    name, words, arch = text("name"), pl.col("__words"), pl.col("arch")
+    target = text("config_model__target_", "config_model_target")
     same_graph = text("config_data_same_graph_all_splits").str.to_lowercase().is_in(["true", "1"])
-    single_graph = same_graph.fill_null(False) | text("config_data__target_").str.contains("SingleGraph").fill_null(
-        False
-    )
-    protocol = pl.when(single_graph).then(pl.lit("single_graph")).otherwise(pl.lit("distribution"))
+    single_graph = text("config_data__target_").str.contains("SingleGraph", literal=True)
+    single = pl.any_horizontal(same_graph, single_graph).fill_null(False)
+    added = {"protocol": pl.when(single).then(pl.lit("single_graph")).otherwise(pl.lit("distribution"))}
+    added |= {column: parse(name, words, rule) for column, rule in rules.items()}
     added["stage"] = added["stage"].str.to_lowercase()
     added["arch"] = pl.coalesce(added["arch"], text("config_model_type"))
-    added["model_type"] = pl.coalesce([parse(t, rules["model_type"]) for t in (target, name, added["arch"])])
     config = ("data_dataset_name", "dataset_name", "data_graph_type", "graph_type")
     added["dataset"] = pl.coalesce(text(*(f"config_{key}" for key in config)), added["dataset"])
     for column in ("k", "seed_parsed"):
@@ -207,7 +221,12 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, str | dict[str, str]] = RULES) 
         added[column] = added[column].cast(pl.Float64, strict=False)
     for column in ("asymmetric_flag", "pearl_flag"):
         added[column] = added[column].is_not_null()
-    return frame.with_columns(**{c: e for c, e in {"protocol": protocol, **added}.items() if c not in schema})
+    in_target, in_arch = (parse(t, separated(t), rules["model_type"]) for t in (target, arch))
+    family = pl.coalesce(in_target, added["model_type"], in_arch)
+    added["model_type"] = pl.lit(None, pl.String)  # holds the place until `arch` is there
+    frame = frame.with_columns(__words=separated(name))
+    frame = frame.with_columns(**{column: value for column, value in added.items() if column not in schema})
+    return (frame if "model_type" in schema else frame.with_columns(model_type=family)).drop("__words")
 
 
 # --- end run names ---
@@ -1400,7 +1419,7 @@ def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: s
         _dark=(depth - depth.min()) / (depth.max() - depth.min()) > 0.55,
     )
     texts = [number(m) if s is None else f"{number(m)} ± {number(s)}" for m, s in frame.select("mean", "std").rows()]
-    frame = frame.with_columns(pl.Series("_text", texts, pl.String), _n=pl.format("n={}", "n"))
+    frame = frame.with_columns(pl.Series("_text", texts, pl.String), _n=pl.concat_str(pl.lit("n="), "n"))
     width = max([130, *(9 * len(text) for text in texts)])
     cell = alt.Chart(frame, width=alt.Step(width), height=alt.Step(44)).encode(
         alt.X("_col:N", sort=None, title=names(cols), axis={"orient": "top", "labelAngle": 0}),
