@@ -1886,7 +1886,7 @@ def write_metadata(project: Project, outcome: Outcome) -> None:
         "base_url": project.export.server.account.base_url,
         "total_runs": outcome.runs,
         "runs_by_state": {item["values"]: item["counts"] for item in sorted(states, key=lambda item: -item["counts"])},
-        "history_rows": sum(run["rows"] for run in logged.runs.values()) if logged else None,
+        "history_rows": sum(run["rows"] for run in logged.runs.values()) if logged else outcome.history_rows,
         "history_unconfirmed": unsure,
         "filters": project.export.filters_shown,
         "export": done,
