@@ -486,9 +486,18 @@ def test_every_run_keeps_its_values_in_any_order_of_files(tmp_path_factory, proj
 @settings(max_examples=300, deadline=None)
 @given(st.floats() | st.integers(-(2**80), 2**80))
 def test_the_text_of_a_number_is_that_of_its_config(number):
-    text = aggregate_runs.number_text(float(number), [True, "x", None, number])
-    assert text == json.dumps(number)
-    assert aggregate_runs.number_text(float(number), []) == json.dumps(float(number))
+    config = {"a": True, "b": {"c.d": number, "c": "x"}, "b_c": None}
+    for column, text in (("config_b_c_d", json.dumps(number)), ("config_gone", json.dumps(float(number)))):
+        row = pl.Series([{"_config_json": json.dumps(config), column: float(number)}, {column: None}])
+        got = aggregate_runs.number_texts(row, [column]).struct.field(column).to_list()
+        assert got == [text, None]
+
+
+def test_keys_that_collide_give_each_column_its_own_text():
+    config = {"a": {"b": 3}, "a_b": 2.0, "a.b": 4}  # the exporter: config_a_b, config_a_b__2, config_a_b__3
+    row = {"_config_json": json.dumps(config), "config_a_b": 2.0, "config_a_b__2": 4.0, "config_a_b__3": 3.0}
+    got = aggregate_runs.number_texts(pl.Series([row]), list(row)[1:])
+    assert got.to_list() == [{"config_a_b": "2.0", "config_a_b__2": "4", "config_a_b__3": "3"}]
 
 
 def test_any_order_of_files_and_any_way_to_say_them_gives_the_same(aggregate, tmp_path):

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
+from functools import partial
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -488,57 +488,58 @@ def probe(disputed: dict[str, dict[pl.DataType, list[Export]]]) -> dict[tuple[st
 # ---- JSON text of numbers ---------------------------------------------------------------------------------------
 
 
-@cache
-def spelled(key: str) -> str:
-    """A config key as columns spell it (the exporter's rule: all but letters, digits and `_` becomes `_`)."""
-    return re.sub(r"\W", "_", key)
-
-
-def leaves(config: dict[str, object], prefix: str) -> Iterator[tuple[str, object]]:
-    """Each value of a nested config with the column that it lands on, before collisions are told apart."""
+def paths_to(column: str, config: dict[str, object], prefix: str = "config") -> Iterator[tuple[str, ...]]:
+    """The key paths of a nested config that land on `column`, or on it before the exporter told collisions apart."""
     for key, value in config.items():
-        column = f"{prefix}_{spelled(key)}"
+        spelled = prefix + "_" + re.sub(r"\W", "_", key)
         if isinstance(value, dict):
-            yield from leaves(value, column)
-        else:
-            yield column, value
+            yield from ((key, *path) for path in paths_to(column, value, spelled))
+        elif re.fullmatch(re.escape(spelled) + "(__[0-9]+)?", column):
+            yield (key,)
 
 
-def number_text(value: float | None, candidates: Sequence[object]) -> str | None:
-    """The JSON text of a number as its config has it: a Float64 column no longer knows `3` from `3.0`.
+def value_at(config: object, path: tuple[str, ...]) -> object:
+    """The value at a key path of a nested config; None when there is none."""
+    for key in path:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
-    `candidates` are the config's values that may stand behind the column; the one that equals `value` gives the text.
-    """
-    if value is None:
-        return None
-    for candidate in candidates:
-        if type(candidate) is int or type(candidate) is float:
-            try:
-                if float(candidate) == value:
-                    return json.dumps(candidate)
-            except OverflowError:
-                continue
-    return json.dumps(value)
+
+def number_text(number: float, config: dict[str, object], paths: Iterable[tuple[str, ...]]) -> str | None:
+    """The JSON text of the value at one of `paths` that equals `number`; None when there is none."""
+    for path in paths:
+        value = value_at(config, path)
+        if type(value) is float and value == number:
+            return json.dumps(value)
+        if type(value) is int and abs(value) < 2**1023 and float(value) == number:
+            return json.dumps(value)
+    return None
 
 
 def number_texts(rows: pl.Series, columns: Sequence[str]) -> pl.Series:
-    """Float64 `columns` as their JSON text, row by row from `_config_json`.
+    """Float64 `columns` as their JSON text, which for whole numbers only `_config_json` knows: `3`, `3.0` or `3e20`.
 
     In: Struct of `_config_json` and `columns`. Out: Struct of `columns` as String. Python, because no Polars expression
-    spells a number as JSON does (`1e-05`); it runs only over files whose Float64 column is text elsewhere.
+    spells numbers as JSON does (`1e-05`); it runs only over files whose Float64 column is text elsewhere.
     """
     import polars as pl
 
-    sources = {column: f"{re.sub('__[0-9]+$', '', column)}" for column in columns}
-    texts: dict[str, list[str | None]] = {column: [] for column in columns}
-    for row in rows.to_list():
-        values: dict[str, list[object]] = {}
-        if any(row[column] is not None for column in columns):
-            for column, value in leaves(json.loads(row["_config_json"] or "{}"), "config"):
-                values.setdefault(column, []).append(value)
-        for column in columns:
-            candidates = values.get(column, []) + values.get(sources[column], [])
-            texts[column].append(number_text(row[column], candidates))
+    configs = rows.struct.field("_config_json").to_list()
+    parsed: dict[int, dict[str, object]] = {}
+    texts: dict[str, list[str | None]] = {}
+    for column in columns:
+        paths: list[tuple[str, ...]] = []  # the same in nearly all runs, so looked for only when they do not lead there
+        texts[column] = []
+        for index, number in enumerate(rows.struct.field(column).to_list()):
+            text = None
+            if number is not None and number.is_integer():
+                if index not in parsed:
+                    parsed[index] = json.loads(configs[index] or "{}")
+                text = number_text(number, parsed[index], paths)
+                if text is None:
+                    paths += [path for path in paths_to(column, parsed[index]) if path not in paths]
+                    text = number_text(number, parsed[index], paths)
+            texts[column].append(json.dumps(number) if text is None and number is not None else text)
     return pl.DataFrame(texts, schema=dict.fromkeys(columns, pl.String)).to_struct(rows.name)
 
 
