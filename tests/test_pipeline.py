@@ -21,6 +21,7 @@ import pytest
 from conftest import REPO, TOOLS, clean_env, run_script
 from wandb_server import KEY, WandbServer, sample
 
+pytestmark = pytest.mark.timeout(240)  # the demo runs within whichever test comes first
 TEAM = "graph_denoise_team"
 # Asked before any test moves HOME: the scripts' environments are made from what is downloaded already.
 UV_CACHE = subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
@@ -82,7 +83,7 @@ def run_demo(place: Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -283,7 +284,7 @@ def test_what_the_readme_shows_is_what_the_commands_print(shown):
             printed[command] = done.stderr + done.stdout
         steady = "export_runs.py" not in command  # seconds and sizes are not
         real = lines_of(printed[command], steady)
-        untrue = [line for line in lines_of(block, steady) if line not in real and line.strip() != "..."]
+        untrue = [line for line in lines_of(block.replace("...\n", ""), steady) if line not in real]
         assert not untrue, f"`{command}` does not print this any more: {untrue}"
 
 
