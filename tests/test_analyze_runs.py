@@ -543,6 +543,11 @@ def test_a_hyperparameter_that_is_unique_per_run_is_not_taken_for_noise(call, re
             ["--best-by", "val/loss"],
             "1 of 2 cells have no run with",
         ),
+        (
+            {"config_lr": lambda i: 0.1 if i < 6 else i % 2},
+            ["--best-by", "val/loss"],
+            "cells offered 1 to 2 configurations",
+        ),
         ({"metric_val_loss": 1.0}, ["--best-by", "val/loss"], "several configurations with the best metric_val_loss"),
         ({"state": lambda i: "failed" if i == 4 else "finished"}, ["--best-by", "val/loss"], "have fewer seeds than"),
     ],
@@ -1066,6 +1071,16 @@ def test_svg_holds_the_expected_marks_and_words(call, demo, tmp_path, question):
     assert found["mark-group role-legend"] == (question not in ("group", "metrics")), "one legend, if any"
     if question in ("top", "group", "metrics"):
         assert "https://wandb.ai/lab/demo/runs/run00" in (tmp_path / "p.svg").read_text(), "a point leads to its run"
+
+
+def test_the_heat_map_has_the_order_of_the_table(call, tmp_path):
+    """8 before 16, although the first row has no 8."""
+    rows = [run_row(i, arch=a, k=k, metric_m=float(i)) for i, (a, k) in enumerate([("a", 16), ("b", 8), ("b", 16)])]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    ran = call(tmp_path, path, "--pivot", "--cols", "k", "-m", "m", "--plot", "p.svg")
+    assert ran.out.splitlines()[1].split() == ["arch", "8", "16"]
+    text = [t.text for t in ET.parse(tmp_path / "p.svg").getroot().iter("{http://www.w3.org/2000/svg}text")]
+    assert text.index("8") < text.index("16")
 
 
 def png_pixels(path: Path) -> tuple[int, int, set[bytes]]:

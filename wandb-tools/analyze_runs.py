@@ -17,6 +17,8 @@ Reads what export_runs.py or aggregate_runs.py wrote; needs neither of them, nor
   uv run analyze_runs.py --group-by arch,k                  n, mean, std, min, median, max of each group
   uv run analyze_runs.py --pivot                            arch x dataset; --rows and --cols for other columns
   uv run analyze_runs.py data/*.parquet --pivot -o t.tex    the same as a LaTeX table, best of each column in bold
+  uv run analyze_runs.py --best-by val/loss -m test/mse     the honest comparison: choose by one, report the other
+  uv run analyze_runs.py --curves val/loss -g arch -p c.html    learning curves, mean and band over seeds
 """
 
 from __future__ import annotations
@@ -653,20 +655,24 @@ def label(columns: list[str], separator: str = " / ") -> pl.Expr:
     return pl.concat_str([pl.col(c).cast(pl.String).fill_null("-") for c in columns], separator=separator)
 
 
-def spread(groups: pl.DataFrame, rows: list[str], cols: list[str]) -> tuple[pl.DataFrame, list[str]]:
+def labels(groups: pl.DataFrame, columns: list[str]) -> list[str]:
+    """The labels of all groups by `columns`, in the order of the columns' own types: 8 before 16."""
+    return groups.select(columns).unique().sort(columns, nulls_last=True).select(label(columns)).to_series().to_list()
+
+
+def spread(groups: pl.DataFrame, rows: list[str], cols: list[str]) -> pl.DataFrame:
     """From one row per (rows, cols) with `mean`, `std`, `n` to one row per `rows`, with three columns per `cols`.
 
-    Returns the frame, with columns `{label}_mean`, `{label}_std`, `{label}_n`, and the labels in the order of `cols`.
+    The columns are `{label}_mean`, `{label}_std`, `{label}_n`, for every label of `labels`.
     """
     import polars as pl
 
-    labels = groups.select(cols).unique().sort(cols, nulls_last=True).select(label(cols)).to_series().to_list()
     frame = groups.select(rows).unique().sort(rows, nulls_last=True)
-    for name in labels:
+    for name in labels(groups, cols):
         cell = groups.filter(label(cols) == name)
         cell = cell.select(*rows, *(pl.col(s).alias(f"{name}_{s}") for s in ("mean", "std", "n")))
         frame = frame.join(cell, on=rows, how="left", nulls_equal=True, maintain_order="left")
-    return frame, labels
+    return frame
 
 
 def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending: bool) -> Answer:
@@ -676,13 +682,12 @@ def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending:
     points = take(runs, [*rows, *cols, metric])
     say_unusable(points, [metric])
     groups = points.group_by(*rows, *cols).agg(summary(metric)[:3])
-    frame, labels = spread(groups, rows, cols)
     best, order = ("max", "highest") if descending else ("min", "lowest")
     return Answer(
         f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of a column is marked",
-        frame,
+        spread(groups, rows, cols),
         [Column(short(c), c, key=True) for c in rows]
-        + [Column(name, f"{name}_mean", std=f"{name}_std", n=f"{name}_n", best=best) for name in labels],
+        + [Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n", best=best) for c in labels(groups, cols)],
         draw=lambda: draw_pivot(groups, rows, cols, metric, descending),
     )
 
@@ -860,6 +865,9 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], select: str, metric: s
         say("         validation metric (--best-by val/loss), or compare the medians.")
     elif "test" in select:
         say(f"warning: {select} looks like a test metric: choosing by it makes what is reported optimistic.")
+    fewest, most = chosen["configurations"].min(), chosen["configurations"].max()
+    if fewest != most:
+        say(f"warning: cells offered {fewest} to {most} configurations: the more were tried, the better the best looks")
     for condition, text in (
         (pl.col("n") == 0, f"have no finite {metric}"),
         (pl.col("n") == 1, "rest on n = 1 run: no spread, no interval, and a lucky seed may have been chosen"),
@@ -1012,7 +1020,7 @@ def schema(runs: Runs, match: str | None) -> Answer:
             {
                 "column": column,
                 "kind": kind(column),
-                "type": str(runs.schema[column]),
+                "type": str(runs.schema[column]).replace("time_unit='us', time_zone='UTC'", "UTC"),
                 "null_share": points[column].null_count() / points.height,
                 "distinct": distinct,
                 "values": shown if len(values) else None,
@@ -1097,14 +1105,13 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
     stats = numbers.group_by(*groups, "_x").agg(summary("_y")[:3])
     if there[x].is_integer():
         stats = stats.with_columns(pl.col("_x").cast(pl.Int64))
-    wide, labels = spread(stats, ["_x"], groups)
-    wide = wide.rename({"_x": x})
+    wide = spread(stats, ["_x"], groups).rename({"_x": x})
     rows = sorted({round(i * (wide.height - 1) / 9) for i in range(10)})
     smoothed = f", smoothed {smooth:g}" if smooth else ""
     return Answer(
         f"{y} along {x}: mean ± std over runs{smoothed}",
         wide,
-        [Column(x, x, key=True)] + [Column(name, f"{name}_mean", std=f"{name}_std", n=f"{name}_n") for name in labels],
+        [Column(x, x, key=True)] + [Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n") for c in labels(stats, groups)],
         rows=rows if len(rows) < wide.height else None,
         draw=lambda: draw_curves(stats, groups, x, y),
     )
@@ -1408,7 +1415,7 @@ def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: s
     import polars as pl
 
     mean = pl.col("mean")
-    frame = groups.drop_nulls("mean").sort(*rows, *cols, nulls_last=True)
+    frame = groups.drop_nulls("mean")
     colours = scale(frame, "mean")
     depth = mean.log() if colours["type"] == "log" else mean
     frame = frame.select(
@@ -1422,8 +1429,8 @@ def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: s
     frame = frame.with_columns(pl.Series("_text", texts, pl.String), _n=pl.concat_str(pl.lit("n="), "n"))
     width = max([130, *(9 * len(text) for text in texts)])
     cell = alt.Chart(frame, width=alt.Step(width), height=alt.Step(44)).encode(
-        alt.X("_col:N", sort=None, title=names(cols), axis={"orient": "top", "labelAngle": 0}),
-        alt.Y("_row:N", sort=None, title=names(rows)),
+        alt.X("_col:N", sort=labels(groups, cols), title=names(cols), axis={"orient": "top", "labelAngle": 0}),
+        alt.Y("_row:N", sort=labels(groups, rows), title=names(rows)),
     )
     shade = alt.Color("mean:Q", title=f"mean {short(metric)}", scale={"scheme": "blues", **colours})
     ink = cell.encode(color=alt.condition("datum._dark", alt.value("white"), alt.value("black")))
@@ -1468,10 +1475,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.L
     import polars as pl
 
     mean, std = pl.col("mean"), pl.col("std")
-    frame = stats.sort(*groups, "_x", nulls_last=True).select(
-        "mean", "std", "n", x="_x", group=label(groups), _low=mean - std, _high=mean + std
-    )
-    lines = frame["group"].unique(maintain_order=True).to_list()
+    frame = stats.sort("_x").select("mean", "std", "n", x="_x", group=label(groups), _low=mean - std, _high=mean + std)
+    lines = labels(stats, groups)
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
     dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(lines))]
     shown = {"title": names(groups), "legend": {"symbolOpacity": 1, "symbolType": "stroke", "symbolStrokeWidth": 3}}
@@ -1550,65 +1555,42 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument(
-        "input",
-        nargs="*",
-        metavar="FILE",
-        help=f"Parquet files, folders or globs; default: the newest *_runs.parquet in {FOLDER}/",
+    files = f"Parquet files, folders or globs (default: the newest *_runs.parquet in {FOLDER}/)"
+    made.add_argument("input", nargs="*", metavar="FILE", help=files)
+    runs = made.add_argument_group("which runs").add_argument
+    runs("-f", "--filter", metavar="REGEX", help="name matches, any case, anywhere in it")
+    runs("--project", metavar="REGEX", help="project matches, likewise")
+    runs("--protocol", choices=("distribution", "single_graph"))
+    runs("--state", default="finished", metavar="STATE,..", help="states, or all (default: finished)")
+    runs("--where", metavar="SQL", help="a condition, such as 'k >= 16 AND metric_test_mse < 0.5'")
+    metric = made.add_argument_group("which metric").add_argument
+    common = "test/mse, test_mse or metric_test_mse (default: the first common test or val metric with values)"
+    metric("-m", "--metric", metavar="NAME", help=common)
+    metric("--metrics", metavar="A,B,..", help="several side by side, in --top and --group-by; the first orders")
+    metric("--descending", action="store_true", help="the highest is the best (accuracies)")
+    ask = made.add_argument_group("which question (default: --top 10)").add_argument
+    ask("-n", "--top", type=positive, metavar="N", help="the N best runs; of another question the first N rows")
+    ask("-g", "--group-by", metavar="A,B,..", help="n, mean, std, min, median, max of each group")
+    ask("--pivot", action="store_true", help="mean ± std (n) for each arch (rows) and dataset (columns)")
+    ask("--rows", metavar="A,B,..", help="other rows for --pivot and --best-by (default: arch)")
+    ask("--cols", metavar="A,B,..", help="other columns for them (default: dataset)")
+    best_by = (
+        "in each cell of --rows x --cols, or of --group-by, the configuration with the best mean METRIC over seeds; "
+        "its --metric as mean ± std with a 95%% bootstrap interval, beside median and range of all configurations"
     )
-    which = made.add_argument_group("which runs")
-    which.add_argument("-f", "--filter", metavar="REGEX", help="name matches, any case, anywhere in it")
-    which.add_argument("--project", metavar="REGEX", help="project matches, likewise")
-    which.add_argument("--protocol", choices=("distribution", "single_graph"))
-    which.add_argument("--state", default="finished", metavar="STATE,..", help="states, or all (default: finished)")
-    which.add_argument("--where", metavar="SQL", help="a condition, such as 'k >= 16 AND metric_test_mse < 0.5'")
-    metric = made.add_argument_group("which metric")
-    metric.add_argument(
-        "-m",
-        "--metric",
-        metavar="NAME",
-        help="test/mse, test_mse or metric_test_mse; default: the first common one with values",
-    )
-    metric.add_argument("--metrics", metavar="A,B,..", help="several side by side; the first one orders")
-    metric.add_argument("--descending", action="store_true", help="the highest is the best (accuracies)")
-    question = made.add_argument_group("which question (default: --top 10)")
-    question.add_argument(
-        "-n", "--top", type=positive, metavar="N", help="the N best runs; with another question its first N rows"
-    )
-    question.add_argument("-g", "--group-by", metavar="A,B,..", help="n, mean, std, min, median, max of each group")
-    question.add_argument(
-        "--pivot", action="store_true", help="mean ± std (n) for each arch (rows) and dataset (columns)"
-    )
-    question.add_argument("--rows", metavar="A,B,..", help="other rows for --pivot (default: arch)")
-    question.add_argument("--cols", metavar="A,B,..", help="other columns for --pivot (default: dataset)")
-    question.add_argument(
-        "--best-by",
-        metavar="METRIC[:max]",
-        help="in each cell of --rows and --cols (or of --group-by) the configuration with the best mean METRIC over "
-        "seeds; its --metric as mean ± std with a 95%% bootstrap interval, beside median and range of all of them",
-    )
-    question.add_argument(
-        "--over",
-        metavar="A,B,..",
-        help="what --best-by averages over (default: seed columns and columns that are unique per run)",
-    )
-    question.add_argument(
-        "--importance", action="store_true", help="how strongly each varying hyperparameter goes with the metric"
-    )
-    question.add_argument("--sql", metavar="QUERY", help="Polars SQL over the tables runs and history")
-    question.add_argument("--schema", action="store_true", help="the columns: kind, type, nulls, values, W&B key")
-    question.add_argument("--match", metavar="REGEX", help="of --schema, the columns that match")
-    question.add_argument("--curves", metavar="KEY", help="mean ± std of a logged key over the runs of each --group-by")
-    question.add_argument("--x", metavar="KEY", help="what --curves aligns by (default: _step)")
-    question.add_argument(
-        "--smooth", type=weight, default=0.0, metavar="W", help="smooth --curves as W&B does, 0 <= W < 1"
-    )
-    out = made.add_argument_group("where to")
-    out.add_argument(
-        "-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown, by suffix: {' '.join(SAVED)}"
-    )
-    out.add_argument("-p", "--plot", type=file_of(DRAWN), metavar="FILE", help=f"draw it, by suffix: {' '.join(DRAWN)}")
-    out.add_argument("--json", action="store_true", help="print it as JSON instead of a table")
+    ask("--best-by", metavar="METRIC[:max]", help=best_by)
+    ask("--over", metavar="A,B,..", help="what --best-by averages over (default: seeds, and what is unique per run)")
+    ask("--importance", action="store_true", help="how strongly each varying hyperparameter goes with the metric")
+    ask("--sql", metavar="QUERY", help="Polars SQL over the tables runs and history")
+    ask("--schema", action="store_true", help="the columns: kind, type, share of nulls, values, W&B key")
+    ask("--match", metavar="REGEX", help="of --schema, the columns that match")
+    ask("--curves", metavar="KEY", help="mean ± std of a logged key over the runs of each --group-by")
+    ask("--x", metavar="KEY", help="what --curves aligns by (default: _step)")
+    ask("--smooth", type=weight, default=0.0, metavar="W", help="smooth --curves as W&B does, 0 <= W < 1")
+    out = made.add_argument_group("where to").add_argument
+    out("-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown: {' '.join(SAVED)}")
+    out("-p", "--plot", type=file_of(DRAWN), metavar="FILE", help=f"draw it: {' '.join(DRAWN)}")
+    out("--json", action="store_true", help="print it as JSON instead of a table")
     return made
 
 
