@@ -980,10 +980,10 @@ class Missing(Trouble):
     """There is no such project, or the key does not see it."""
 
 
-def all_of(filters: Iterable[dict[str, Any]]) -> str | None:
+def all_of(filters: Iterable[dict[str, Any]]) -> str:
     """One Mongo-style filter of several, as the JSON text that W&B takes."""
     parts = [part for part in filters if part]
-    return json.dumps({"$and": parts} if len(parts) > 1 else parts[0]) if parts else None
+    return json.dumps({"$and": parts} if len(parts) > 1 else dict(*parts))
 
 
 def created(start: int | None, end: int | None) -> dict[str, Any]:
@@ -1040,27 +1040,40 @@ def fetch_window(
         size = pace.size
         started = time.monotonic()
         try:
-            page = fetch_page(project, window, size, after, light, 3 if size == 1 else 1, probe)
-        except Unanswered as error:
-            if size > 1:
-                pace.missed(size)
-                misses += 1
-                time.sleep(min(2, 0.1 * 2**misses))  # where the server is down, a smaller page does not help
-                continue
-            page = fetch_page(project, window, 1, after, True, TRIES, probe)
-            if light or not page["edges"]:
+            if size == 1 and not light:
+                page = fetch_alone(project, window, after, probe)
+            else:
+                page = fetch_page(project, window, size, after, light, TRIES if size == 1 else 1, probe)
+        except Unanswered:
+            if size == 1:
                 raise
-            for edge in page["edges"]:
-                note_failure(project, edge["node"], f"too heavy to fetch: {error}")
-        else:
-            misses = 0
-            nodes = [edge["node"] for edge in page["edges"]]
-            weight = sum(len(node.get("config") or "") + len(node.get("summaryMetrics") or "") for node in nodes)
-            pace.arrived(len(nodes), time.monotonic() - started, weight)
-            take(nodes)
+            pace.missed(size)
+            misses += 1
+            time.sleep(min(2, 0.1 * 2**misses))  # where the server is down, a smaller page does not help
+            continue
+        misses = 0
+        nodes = [edge["node"] for edge in page["edges"]]
+        weight = sum(len(node.get("config") or "") + len(node.get("summaryMetrics") or "") for node in nodes)
+        pace.arrived(len(nodes), time.monotonic() - started, weight)
+        take(nodes)
         after = page["pageInfo"]["endCursor"]
         if probe or not page["pageInfo"]["hasNextPage"]:
             return page
+
+
+def fetch_alone(project: Project, window: dict[str, Any], after: str | None, probe: bool) -> dict[str, Any]:
+    """A page of one run; without it, and with the run noted as failed, when not even that can be fetched."""
+    with contextlib.suppress(Unanswered):
+        return fetch_page(project, window, 1, after, False, 3, probe)
+    light = fetch_page(
+        project, window, 1, after, True, TRIES, probe
+    )  # raises where the server is at fault, not the run
+    try:
+        return fetch_page(project, window, 1, after, False, 2, probe)
+    except Unanswered as error:
+        for edge in light["edges"]:
+            note_failure(project, edge["node"], f"too heavy to fetch: {error}")
+        return light | {"edges": []}
 
 
 def keep_page(project: Project, nodes: list[dict[str, Any]]) -> None:
@@ -1119,15 +1132,15 @@ def fetch_everything(project: Project, light: bool, take: Callable[[list[dict[st
 def plan_windows(project: Project, start: int, end: int, target: int) -> list[dict[str, Any]]:
     """Filters that split the runs created from `start` on (seconds) into windows of about `target` runs each.
 
-    Counts 64 slices of time in one request, splits those that hold too many once more, and joins neighbours. Windows
+    Counts 32 slices of time in one request, splits those that hold too many once more, and joins neighbours. Windows
     are half-open and meet, so that no run is in two or in none; the last has no end. Runs of one second stay together.
     """
-    slices = count_slices(project, cut(start, end, 64))
+    slices = count_slices(project, cut(start, end, 32))
     for _ in range(2):
         heavy = [(a, b) for a, b, runs in slices if runs > 1.5 * target and b - a > 1]
         if not heavy:
             break
-        finer = count_slices(project, [s for a, b in heavy for s in cut(a, b, max(4, 64 // len(heavy)))])
+        finer = count_slices(project, [s for a, b in heavy for s in cut(a, b, max(4, 32 // len(heavy)))])
         slices = sorted([s for s in slices if s[:2] not in heavy] + finer)
     edges, held = [start], 0
     for a, _, runs in slices:
