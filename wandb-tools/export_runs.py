@@ -2070,6 +2070,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("-q", "--quiet", action="store_true", help="no progress and no table; only what went wrong")
     args = parser.parse_args(arguments)
+    for name in args.project:
+        if "/" in name:
+            entity, project = name.split("/", 1)
+            parser.error(f"-p {name}: a project's name holds no slash. Did you mean -e {entity} -p {project}?")
     if args.history_keys and not args.include_history:
         parser.error("--history-keys needs --include-history")
     if args.since and args.until and args.since >= args.until:
