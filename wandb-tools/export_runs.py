@@ -11,19 +11,23 @@
 """Export the runs of W&B projects to Parquet, one file per project: complete, typed, lossless.
 
     uv run wandb-tools/export_runs.py -e my_team -p my_project
-    uv run wandb-tools/export_runs.py -e my_team                        # every project of the entity
-    uv run wandb-tools/export_runs.py -e my_team -p 'sweep_*' --since 7d --state finished
-    uv run wandb-tools/export_runs.py -e my_team -p my_project --include-history --history-keys 'train/*,val/loss'
-    uv run wandb-tools/export_runs.py -e my_team -p my_project --dry-run
+    uv run wandb-tools/export_runs.py -e my_team                  # every project
+    uv run wandb-tools/export_runs.py -e my_team -p 'sweep_*' --since 7d
+    uv run wandb-tools/export_runs.py -e my_team --include-history \\
+        --history-keys 'train/*,val/loss'
+    uv run wandb-tools/export_runs.py -e my_team --dry-run
 
-Run it again at any time: only runs that are new or changed are fetched. Kill it at any time: the next run goes on
-from what is on disk. A file is replaced only when its successor is whole.
-
-How it works: the runs of a project are fetched as pages, several at a time, and each page becomes a small Parquet
-file (a part) in a hidden folder. An export is the merge of its sources: the parts and the export before. Which row
-of which source stands for a run, and which type each column has, is decided first, from light columns and from
-counts that each file keeps in its footer; then the rows are copied in order, a block at a time.
+The files are wandb_export/{entity}_{project}_runs.parquet and so on. Run it
+again at any time: only runs that are new or changed are fetched. Kill it at
+any time: the next run goes on from what is on disk. A file is replaced only
+when its successor is whole.
 """
+
+# How it works: the runs of a project are fetched as pages, several at a time, and each page becomes a small Parquet
+# file (a part) in a hidden folder. An export is the merge of its sources: the parts and the export before. Which row
+# of which source stands for a run, and which type each column has, is decided first, from light columns and from
+# counts that each file keeps in its footer; then the rows are copied in order, a block at a time. History is fetched
+# run by run into the same hidden folder, exported files as they are, and merged in the same way.
 
 from __future__ import annotations
 
