@@ -298,6 +298,22 @@ def test_the_readmes_python_runs(shown):
         assert done.returncode == 0, block + done.stderr
 
 
+def test_the_readmes_name_patterns_work(tmp_path):
+    lab = {"display_name": "Phase2/ViT-B-heads12-lr3e-4 in1k aug=mix"}
+    [rules] = re.findall(r"```toml\n(.*?)```", (REPO / "README.md").read_text(), flags=re.S)
+    assert lab["display_name"] in (REPO / "README.md").read_text()
+    (tmp_path / "lab.toml").write_text(rules)
+    with WandbServer() as server:
+        server.add_run("tester", "vision", **lab)
+        env = clean_env(tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+        assert run_script("export_runs.py", cwd=tmp_path, env=env).returncode == 0
+    done = run_script("aggregate_runs.py", "--rules", "lab.toml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    columns = ["stage", "arch", "k", "lr_parsed", "augmentation", "dataset"]
+    table = pl.read_parquet(tmp_path / "wandb_export" / "aggregated.parquet", columns=columns)
+    assert table.select(columns).rows() == [("phase2", "vit-b", 12, 3e-4, "mix", "imagenet")]
+
+
 def test_dotenv_example_names_every_variable_that_the_scripts_read():
     example = (REPO / ".env.example").read_text()
     read = set()
