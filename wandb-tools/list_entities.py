@@ -16,8 +16,8 @@
 
 "crashed or failed" are the runs in these two states; killed, pending, preempting
 and preempted runs are counted under "runs" alone. "done" is the share of all runs
-that finished. Dates are in UTC. W&B does the counting and no run is fetched, so a
-project of 50,000 runs is listed as fast as one of ten.
+that finished. Dates are in UTC. W&B does the counting, so a project of 50,000 runs
+is listed as fast as one of ten.
 """
 
 from __future__ import annotations
