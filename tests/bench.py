@@ -365,6 +365,106 @@ def bench_list() -> None:
         show("100 projects, 80 ms round trip, 5 ms of server work per count", rows)
 
 
+# ---------------------------------------------------------------- aggregate_runs.py, against pandas
+
+PANDAS_AGGREGATE = r"""
+import re, sys
+from pathlib import Path
+import pandas as pd
+
+ARCHS = ("gnn_all gnn_qk gnn_v filter_bank linear_pe self_attention_mlp multilayer_self_attention self_attention "
+         "digress_transformer digress_default asymmetric spectral_linear spectral mlp linear digress").split()
+DATASETS = "pyg_enzymes pyg_proteins ring_of_cliques ego community grid sbm_small sbm tree regular".split()
+
+def parse(row):
+    name = row["name"] or ""
+    def number(pattern):
+        found = re.search(pattern, name)
+        return float(found[1]) if found else None
+    stage = re.search(r"stage\d+[a-z]?", name)
+    return pd.Series({
+        "stage": stage[0] if stage else None,
+        "arch": next((arch for arch in ARCHS if arch in name), None),
+        "dataset": next((dataset for dataset in DATASETS if dataset in name), None),
+        "k": number(r"_k(\d+)"), "lr_parsed": number(r"_lr([\d.e-]+)"), "wd_parsed": number(r"_wd([\d.e-]+)"),
+        "seed_parsed": number(r"_s(\d+)"), "eps_parsed": number(r"_eps([\d.]+)"),
+    })
+
+files = sorted(Path(sys.argv[1]).glob("*_runs.parquet"))
+runs = pd.concat([pd.read_parquet(file).assign(_source_file=file.name) for file in files], ignore_index=True)
+runs = runs.drop_duplicates(["entity", "project", "id"], keep="last")
+pd.concat([runs, runs.apply(parse, axis=1)], axis=1).to_parquet(sys.argv[2])
+"""
+
+PLAIN_CONCAT = """
+import sys
+from pathlib import Path
+import polars as pl
+
+files = sorted(Path(sys.argv[1]).glob("*_runs.parquet"))
+pl.concat([pl.scan_parquet(file) for file in files], how="diagonal").sink_parquet(sys.argv[2])
+"""
+
+
+def wide_exports(folder: Path, files: int, runs: int = 1000) -> None:
+    """Write `files` exports of `runs` runs and 300 columns each: 80 of config, 200 metrics, some in few files only."""
+    import polars as pl
+
+    archs = ["gnn_qk", "filter_bank", "self_attention", "spectral_linear", "digress_transformer"]
+    for file in range(files):
+        project, row = f"project{file:03}", pl.col("i")
+        rare = file % 7
+        config = {f"p{j}": (row.hash(j) % [2, 100, 7, 5][j % 4]).cast(pl.Int64) for j in range(0, 60, 2)}
+        config |= {f"p{j}": pl.lit(10.0) ** -(row.hash(j) % 6).cast(pl.Int64) for j in range(1, 60, 2)}
+        config |= {f"only{rare}_{j}": (row % 3 == j % 3) for j in range(20)}
+        metrics = {f"test_m{j}": row.hash(1000 * file + j) / 2.0**64 for j in range(160)}
+        metrics |= {f"only{rare}_{j}": row.hash(j) / 2.0**64 for j in range(40)}
+        wide = pl.DataFrame({"i": range(runs)}).select(
+            id=pl.format("{}-{}", pl.lit(project), "i"),
+            name=pl.format(
+                "stage2_{}_sbm_default_lr1e-3_wd1e-4_k8_s{}", pl.lit(pl.Series(archs)).gather(row % 5), row % 10
+            ),
+            entity=pl.lit("team"),
+            project=pl.lit(project),
+            state=pl.lit("finished"),
+            url=pl.format("https://wandb.ai/team/{}/runs/{}", pl.lit(project), "i"),
+            created_at=pl.datetime(2025, 10, 1, time_zone="UTC") + pl.duration(minutes="i"),
+            heartbeat_at=pl.datetime(2025, 10, 2, time_zone="UTC") + pl.duration(minutes="i"),
+            tags=pl.concat_list(pl.lit("paper")),
+            **{name: pl.lit(name) for name in ("user", "group", "job_type", "sweep", "notes", "commit")},
+            **{"last_step": row, "runtime_seconds": row / 7, "history_rows": row},
+            **{f"config_model_{key}": value for key, value in config.items()},
+            **{f"metric_{key}": value for key, value in metrics.items()},
+            _config_json=pl.struct(model=pl.struct(**config)).struct.json_encode(),
+            _summary_json=pl.struct(**metrics).struct.json_encode(),
+        )
+        wide.write_parquet(folder / f"team_{project}_runs.parquet")
+
+
+def aggregate_beside(title: str, label: str, code: str, files: int) -> None:
+    """Measure `code` and aggregate_runs.py on the same `files` exports."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wide_exports(folder, files)
+        ours = [sys.executable, str(TOOLS / "aggregate_runs.py"), name, "-o", f"{name}/ours.parquet"]
+        rows = [measure(label, [sys.executable, "-c", code, name, f"{name}/theirs.parquet"])]
+        show(title, [*rows, measure("aggregate_runs.py", ours)])
+
+
+@benchmark
+def bench_aggregate() -> None:
+    """aggregate_runs.py on 20 files of 1,000 runs x 300 columns against pandas: concat, apply per row, write."""
+    title = "Aggregate 20 files of 1,000 runs x 300 columns"
+    aggregate_beside(title, "pandas: read_parquet, concat, apply", PANDAS_AGGREGATE, 20)
+
+
+@benchmark
+def bench_aggregate_100() -> None:
+    """aggregate_runs.py on 100 files of 1,000 runs x 300 columns against a bare diagonal concat to a sink."""
+    title = "Aggregate 100 files of 1,000 runs x 300 columns"
+    aggregate_beside(title, "polars: diagonal concat, sink (no parsing)", PLAIN_CONCAT, 100)
+
+
 def main() -> None:
     """Run the named benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
