@@ -960,10 +960,10 @@ runs in 3 files                                   15
   --state finished or crashed                     -2
   --protocol distribution                         -2
 runs out                                          11
-project  gamma 7, alpha 2, beta 2
-stage    - 7, stage0 2, stage1 2
-arch     - 7, filter_bank 2, gnn_qk 2
-dataset  - 11
+project  gamma (7), alpha (2), beta (2)
+stage    - (7), stage0 (2), stage1 (2)
+arch     - (7), filter_bank (2), gnn_qk (2)
+dataset  - (11)
 3 columns in only some files: config_data_same_graph_all_splits, config_w,
 metric_test_mse
 1 column of another type in some files, now of one:

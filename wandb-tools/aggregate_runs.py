@@ -9,13 +9,18 @@
 # ///
 """Many exports in, one analysis table out.
 
-    uv run wandb-tools/aggregate_runs.py                  # wandb_export/ -> wandb_export/aggregated.parquet
-    uv run wandb-tools/aggregate_runs.py a_runs.parquet 'old/*' s3://lab/exports/ -o all.parquet
-    uv run wandb-tools/aggregate_runs.py --state finished --where 'config_model_k >= 16 AND metric_test_mse < 0.5'
-    uv run wandb-tools/aggregate_runs.py --rule 'width=_w([0-9]+)' --columns 'id,name,width,metric_test_*' -o narrow.csv
+    uv run wandb-tools/aggregate_runs.py
+    uv run wandb-tools/aggregate_runs.py new_runs.parquet 'old/*' -o all.parquet
+    uv run wandb-tools/aggregate_runs.py --state finished \\
+        --where 'config_model_k >= 16 AND metric_test_mse < 0.5'
+    uv run wandb-tools/aggregate_runs.py --rule 'width=_w([0-9]+)' \\
+        --columns 'id,name,width,metric_test_*' -o narrow.csv
+    uv run wandb-tools/aggregate_runs.py s3://lab/exports/ \\
+        --partition-by project -o s3://lab/runs/
 
-Reads `{entity}_{project}_runs.parquet` files as export_runs.py writes them, merges them by column name, counts a run
-that stands in several exports once (from the newest), adds what its name says about the experiment, and filters.
+Reads the {entity}_{project}_runs.parquet files that export_runs.py writes,
+merges them by column name, counts a run that stands in several of them once
+(from the newest), adds what its name says about the experiment, and filters.
 """
 
 from __future__ import annotations
@@ -872,7 +877,7 @@ def print_values(console: Console, kept: pl.DataFrame) -> None:
         if column in kept.columns:
             counts = Counter(kept[column].to_list())
             ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
-            table.add_row(column, counted([f"{'-' if value is None else value} {n:,}" for value, n in ranked], 12))
+            table.add_row(column, counted([f"{'-' if value is None else value} ({n:,})" for value, n in ranked], 12))
     console.print(table)
 
 
@@ -917,7 +922,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="*",
         metavar="INPUT",
         default=[DEFAULT_INPUT],
-        help="runs files, folders, globs or s3:// addresses, in any mix (default: %(default)s)",
+        help=f"runs files, folders, globs or s3:// addresses, in any mix (default: {DEFAULT_INPUT}/)",
     )
     add(
         "-o",
@@ -935,7 +940,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         choices=STATES,
         metavar="STATE",
-        help="finished, crashed, ...; repeat for any of several",
+        help=f"{', '.join(STATES)}; repeat for any of several",
     )
     which("--filter", metavar="REGEX", help="the run's name holds this")
     which("--project", metavar="REGEX", help="the project's name holds this")
@@ -1009,7 +1014,8 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
     columns = choose_columns(args.columns, available)
     if args.partition_by and args.partition_by not in columns:
         columns.append(args.partition_by)
-    write(frame.select(columns), args.output, args.partition_by)
+    with Console(stderr=True).status(f"writing {many(len(kept), 'run')}"):  # shown on a terminal only
+        write(frame.select(columns), args.output, args.partition_by)
 
     print_steps(console, steps, len(kept))
     print_values(console, kept)
