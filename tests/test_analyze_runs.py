@@ -563,6 +563,14 @@ def test_what_weakens_the_claim_is_said(call, tmp_path, changes, options, warnin
     assert warning in ran.err
 
 
+def test_of_equally_good_configurations_the_one_with_most_seeds_stands(result, tmp_path):
+    path = comparison(
+        tmp_path, metric_val_loss=1.0, config_lr=lambda i: 0.1 if i % 6 < 2 else 0.01, config_seed=lambda i: i
+    )
+    found = result(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse", "--group-by", "arch")
+    assert {(row["n"], row["config_lr"]) for row in found} == {(4, 0.01)}
+
+
 @pytest.mark.parametrize(
     ("select", "options", "lr"),
     [
