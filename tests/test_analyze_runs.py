@@ -546,7 +546,12 @@ def test_a_hyperparameter_that_is_unique_per_run_is_not_taken_for_noise(call, re
         (
             {"config_lr": lambda i: 0.1 if i < 6 else i % 2},
             ["--best-by", "val/loss"],
-            "cells offered 1 to 2 configurations",
+            "cells that are compared offered 1 to 2 configurations",
+        ),
+        (
+            {"name": lambda i: f"mlp_{['sbm', 'ego'][i % 2]}"},
+            ["--best-by", "val/loss", "--group-by", "arch"],
+            "dataset varies within cells, and the easiest is chosen",
         ),
         ({"metric_val_loss": 1.0}, ["--best-by", "val/loss"], "several configurations with the best metric_val_loss"),
         ({"state": lambda i: "failed" if i == 4 else "finished"}, ["--best-by", "val/loss"], "have fewer seeds than"),

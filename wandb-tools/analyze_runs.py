@@ -60,6 +60,9 @@ PER_RUN = re.compile(
     r"timestamp|start_time|date|datetime|dir|logdir|folder|path|file|filename|checkpoint|ckpt|command|cmd)$"
 )
 
+# Columns that say what is to be solved, not how: choosing among their values is choosing the easiest.
+TASK = re.compile(r"^(?:dataset|protocol|eps_parsed)$|^config_(?:data_)?(?:dataset|graph_type|noise)")
+
 # W&B's own fields of a run; every other column without `config_` or `metric_` was parsed from names.
 RUN_COLUMNS = frozenset(
     (
@@ -791,8 +794,9 @@ def best_by(
     """In each cell of `dims`, choose the configuration with the best mean of `select`, and report its `metric`.
 
     A configuration is the runs that are equal in every hyperparameter that varies, but for `over`: by default every
-    seed column, and the columns that are unique per run. The same seeds that choose are reported unless `select` is
-    another metric; the median and range of all configurations' means stand beside, as what no choice would have given.
+    seed column, and the columns that are unique per run. Its mean of `metric` (higher is better if `descending`) has
+    a bootstrap interval; the median and range of all configurations' means stand beside it. Rows are ordered, and the
+    best is marked, among those that are equal in `within`. Raises `Stop` where a metric has no finite value at all.
     """
     import polars as pl
 
@@ -831,7 +835,10 @@ def best_by(
     chosen = pl.concat([chosen, intervals], how="horizontal")
     order = [*within, "mean"]
     chosen = chosen.sort(order, descending=[False] * len(within) + [descending], nulls_last=True, maintain_order=True)
-    warn_of_choice(chosen, dims, select, metric)
+    if tasks := [c for c in config if TASK.search(c)]:
+        say(f"warning: {', '.join(tasks)} varies within cells, and the easiest is chosen. Add it to --rows, --cols or")
+        say("         --group-by, or filter by it.")
+    warn_of_choice(chosen, dims, within, select, metric)
     notes = [f"Chosen by the {'highest' if select_highest else 'lowest'} mean {select} of a configuration:"]
     for row in chosen.iter_rows(named=True):
         cell = " / ".join(number(row[c]) for c in dims)
@@ -855,7 +862,7 @@ def best_by(
     )
 
 
-def warn_of_choice(chosen: pl.DataFrame, dims: list[str], select: str, metric: str) -> None:
+def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], select: str, metric: str) -> None:
     """Warn of what makes the claim weaker than it looks: selection on what is reported or on test data, n, ties."""
     import polars as pl
 
@@ -865,9 +872,11 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], select: str, metric: s
         say("         validation metric (--best-by val/loss), or compare the medians.")
     elif "test" in select:
         say(f"warning: {select} looks like a test metric: choosing by it makes what is reported optimistic.")
-    fewest, most = chosen["configurations"].min(), chosen["configurations"].max()
-    if fewest != most:
-        say(f"warning: cells offered {fewest} to {most} configurations: the more were tried, the better the best looks")
+    tries = pl.col("configurations")
+    unequal = chosen.filter((tries.max() != tries.min()).over(within or pl.lit(0)))["configurations"]
+    if len(unequal):
+        tried = f"{unequal.min()} to {unequal.max()}"
+        say(f"warning: cells that are compared offered {tried} configurations: the best of more tries looks better")
     for condition, text in (
         (pl.col("n") == 0, f"have no finite {metric}"),
         (pl.col("n") == 1, "rest on n = 1 run: no spread, no interval, and a lucky seed may have been chosen"),
