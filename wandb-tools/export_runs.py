@@ -795,6 +795,8 @@ class Source:
             self.kinds: dict[Key, Counter[str]] = {tuple(key): Counter(kinds) for key, kinds, _ in about["keys"]}
             self.types = {key: column_type(kinds) for key, kinds in self.kinds.items()}
             self.columns: dict[Key, str] = {tuple(key): column for key, _, column in about["keys"]}
+            if set(file.schema_arrow.names) != {*self.columns.values(), *fixed_schema()} - {"*"}:
+                raise ValueError("its columns are not those that its footer tells of")
             light = file.read(columns=FINGERPRINT)
             groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         self.starts = list(itertools.accumulate(groups, initial=0))
@@ -1505,6 +1507,10 @@ class PreviousHistory:
         with pq.ParquetFile(path) as file:
             about = read_footer(path, project, file.metadata.metadata, "schemas")
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            names = {*HISTORY_FIXED, *(key for kinds in about["schemas"] for key in kinds)}
+            rows = sum(run["rows"] for run in about["runs"].values())
+            if (set(file.schema_arrow.names), file.metadata.num_rows) != (names, rows):
+                raise ValueError("its rows or columns are not those that its footer tells of")
         self.globs: list[str] = about["history_keys"]
         self.runs: dict[str, dict[str, Any]] = about["runs"]  # run id -> name, rows, mark, confirmed, schema
         self.schemas: list[dict[str, str]] = about["schemas"]  # key -> number or text
@@ -1887,7 +1893,10 @@ def write_metadata(project: Project, outcome: Outcome) -> None:
     keys = read_footer(project.path("runs.parquet"), project, table.schema.metadata, "keys")["keys"]
     states = pc.value_counts(table["state"]).to_pylist()
     history = project.path("history.parquet")
-    logged = PreviousHistory(history, project) if history.exists() else None
+    logged = None
+    if history.exists():
+        with contextlib.suppress(Trouble):  # which is reported where history is asked for
+            logged = readable(history, lambda: PreviousHistory(history, project))
     unsure = (
         [{"id": run, "name": about["name"]} for run, about in logged.runs.items() if not about["confirmed"]]
         if logged
