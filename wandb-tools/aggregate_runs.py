@@ -339,7 +339,7 @@ def read_export(path: str) -> Export:
         schema = dict(pl.read_parquet_schema(path))
         footer = pl.read_parquet_metadata(path)
         when = exported_at(path, footer)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise Stop(f"no readable Parquet file ({reason(error)})") from None
     if missing := [column for column in ("id", "name") if column not in schema]:
         raise Stop(f"no export of runs: it has no column {' and no column '.join(missing)}")
@@ -591,9 +591,9 @@ def column_order(columns: Iterable[str]) -> list[str]:
     columns = set(columns) - {ROW, FILE}
     added = [column for column in ("protocol", *RULES) if column in columns]
     rest = columns - set(BASE_COLUMNS) - set(JSON_COLUMNS) - set(added) - {"_source_file"}
-    kinds = [sorted(c for c in rest if c.startswith(prefix)) for prefix in ("config_", "metric_")]
-    others = sorted(rest - set(kinds[0]) - set(kinds[1]))
-    ordered = [*BASE_COLUMNS, *kinds[0], *kinds[1], *JSON_COLUMNS, *added, *others, "_source_file"]
+    kinds = [sorted(c for c in rest if c.startswith(prefix)) for prefix in ("config_", "metric_", "system_")]
+    others = sorted(rest.difference(*kinds))
+    ordered = [*BASE_COLUMNS, *kinds[0], *kinds[1], *kinds[2], *JSON_COLUMNS, *added, *others, "_source_file"]
     return [column for column in ordered if column in columns]
 
 
@@ -1031,7 +1031,7 @@ def unreadable(path: str) -> str | None:
 
     try:
         pl.scan_parquet(path).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         return reason(error)
     return None
 
@@ -1049,7 +1049,7 @@ def main() -> int:
         try:
             aggregate(args, exports, rules)
             return 1 if skipped else 0
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:  # damaged files can do either
             broken = {export.path: why for export in exports if (why := unreadable(export.path))}
             if not broken:
                 raise Stop(f"{args.output} was not written: {reason(error)}", 1) from None
