@@ -502,6 +502,7 @@ def test_broken_parts_of_an_interrupted_export_are_fetched_again(server, folder)
 FORKS = f"""
 import importlib.util, json, os, resource, signal, sys
 import pyarrow.parquet, urllib3, dotenv, rich.table, rich.console
+pyarrow.array([1])  # imports pandas, which takes seconds, where there is one
 spec = importlib.util.spec_from_file_location("export_runs", {str(TOOLS / "export_runs.py")!r})
 script = importlib.util.module_from_spec(spec)
 sys.modules["export_runs"] = script
@@ -535,6 +536,13 @@ class Forks:
         self.process = subprocess.Popen(command, env=clean_env(home), cwd=home, text=True, **pipes)
         assert self.output.readline() == "ready\n"
 
+    def until(self, condition: Callable[[], Any]) -> None:
+        """Wait until something is the case."""
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.005)
+
     @property
     def output(self) -> IO[str]:
         assert self.process.stdout
@@ -560,9 +568,9 @@ class Forks:
         return text
 
 
-@pytest.fixture
-def forks(tmp_path: Path) -> Iterator[Forks]:
-    started = Forks(tmp_path)
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    started = Forks(tmp_path_factory.mktemp("forks"))
     yield started
     started.process.kill()
     started.process.wait()
@@ -606,8 +614,7 @@ def test_an_interrupted_export_goes_on_and_says_so(server, folder, forks):
     server.fill(TEAM, "p", 1200, 5, 5)
     server.weather.latency = 0.01
     pid = forks.start(server, folder, "-p", "p", "--workers", "2")
-    while server.stats.full_runs < 500:
-        time.sleep(0.005)
+    forks.until(lambda: server.stats.full_runs >= 500)
     server.weather.latency = 5
     time.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
@@ -637,8 +644,7 @@ def test_ctrl_c_ends_at_once_whatever_the_server_does(server, folder, forks):
 
         server.weather.strikes = hang
         pid = forks.start(server, folder, "-p", "p", "--full")
-        while len(seen) <= hang_after:
-            time.sleep(0.005)
+        forks.until(lambda seen=seen, after=hang_after: len(seen) > after)
         began = time.monotonic()
         os.kill(pid, signal.SIGINT)
         assert forks.wait() == 130
@@ -654,8 +660,7 @@ def test_two_exports_of_one_project_at_once(server, folder, forks):
     fill_small(server, "q")
     server.weather.latency = 0.5
     forks.start(server, folder, "-p", "p")
-    while not server.stats.total:
-        time.sleep(0.01)
+    forks.until(lambda: server.stats.total)
     done = export(server, folder, "-p", "p", "-p", "q")
     assert done.code == 1
     assert f"{TEAM}/p" in done.err
