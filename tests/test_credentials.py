@@ -310,7 +310,8 @@ def test_an_address_that_is_not_the_api_is_no_traceback(tmp_path, script, answer
         env = clean_env(tmp_path, WANDB_BASE_URL=f"http://{other.address}", WANDB_API_KEY=KEYS["login"])
         done = run_checked(script, cwd=tmp_path, env=env)
     assert done.returncode == 1
-    assert f"http://{other.address}" in done.stderr.splitlines()[-1]
+    assert f"http://{other.address}" in done.stderr
+    assert re.match(r"error: .*(the answer is no JSON|no data)", done.stderr.splitlines()[-1])
 
 
 def test_proxies_are_used_with_their_password_and_no_proxy_goes_around_them(server, tmp_path):
