@@ -189,7 +189,7 @@ def close(a: object, b: object) -> bool:
     if isinstance(a, float) or isinstance(b, float):
         if a is None or b is None or math.isnan(a) or math.isnan(b):
             return (a is None or math.isnan(a)) and (b is None or math.isnan(b))
-        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
     return a == b
 
 
