@@ -26,7 +26,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import load_script
+from conftest import clean_env, load_script, run_script
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from wandb_server import KEY, StoredRun, WandbServer, iso
@@ -740,3 +740,123 @@ def test_two_projects_that_spell_the_same_file(server, folder):
     assert done.code == 1
     assert "a_b/c" in done.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_progress_and_results_are_plain_lines_where_nobody_watches(server, folder, tmp_path):
+    server.fill(TEAM, "spectral_denoising", 250, 3, 3)
+    env = clean_env(tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    done = run_script("export_runs.py", "-e", TEAM, "-p", "spectral_denoising", "-o", folder, cwd=tmp_path, env=env)
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert "... fetched 100 runs" in lines
+    assert "... fetched 200 runs" in lines
+    assert f"Saved 250 runs to {runs_file(folder, 'spectral_denoising')}" in done.stderr
+    assert "WANDB_API_KEY" in lines[0]
+    assert "\x1b" not in done.stdout + done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "spectral_denoising" in done.stdout
+    assert KEY not in done.stdout + done.stderr
+    server.update_run(TEAM, "spectral_denoising", server.runs(TEAM, "spectral_denoising")[0].id, notes="x")
+    args = ["-e", TEAM, "-p", "spectral_denoising", "-o", folder, "-q", "--api-key", KEY]
+    done = run_script("export_runs.py", *args, cwd=tmp_path, env=env | {"WANDB_API_KEY": "wrong"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_default_folder():
+    assert load_script("export_runs.py").parse_arguments([]).output == Path("wandb_export")
+
+
+def test_table_at_the_end(server, folder):
+    server.fill(TEAM, "a_project_with_quite_a_long_name_that_goes_on_and_on", 120, 3, 3)
+    fill_small(server, "small")
+    server.add_run(TEAM, "small", history=[{"_step": n, "loss": n} for n in range(1234)], summary={"_step": 1233})
+    server.add_project(TEAM, "empty")
+    done = export(server, folder, "--include-history", "-p", "*", "-p", "gone")
+    assert done.code == 1
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in done.out
+    heads = re.split(r"  +", lines[0].strip())
+    assert heads[0] == "project"
+    [small] = [line.split() for line in lines if "small" in line]
+    row = dict(zip(heads, small, strict=False))
+    assert (row["runs"], row["new"], row["history"]) == ("4", "4", "1,234")
+    assert "failed" not in heads or row["failed"] == "0"
+    server.delete_run(TEAM, "small", server.runs(TEAM, "small")[0].id)
+    server.update_run(TEAM, "small", server.runs(TEAM, "small")[0].id, notes="x")
+    done = good(export(server, folder, "-p", "small"))
+    heads, row = (re.split(r"  +", done.out.splitlines()[n].strip()) for n in (0, -1))
+    row = dict(zip(heads, row, strict=False))
+    assert (row["runs"], row["updated"], row["removed"]) == ("3", "1", "1")
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--since", "yesterday"], "yesterday"),
+        (["--since", "2025-02-30"], "2025-02-30"),
+        (["--since", "99999999999d"], "99999999999d"),
+        (["--since", "2025-02-01", "--until", "2025-01-01"], "2025-02-01"),
+        (["--state", "done"], "done"),
+        (["--workers", "0"], "0"),
+        (["--workers", "many"], "many"),
+        (["--history-keys", "loss"], "--include-history"),
+        (["--no-such-option"], "--no-such-option"),
+        (["a_word"], "a_word"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(server, folder, args, word):
+    done = export(server, folder, *args)
+    assert done.code == 2
+    assert word in done.err
+    assert server.stats.total == 0
+    assert not folder.exists()
+
+
+def test_output_that_is_a_file(server, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    fill_small(server, "p")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = export(server, place, "-p", "p")
+        assert done.code in (1, 2)
+        assert "file" in done.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["team/project", "../../x", "a b", "Pröjekt", "."])
+def test_names_that_projects_do_not_have(server, folder, tmp_path, name):
+    fill_small(server, "p")
+    done = export(server, folder, "-p", name)
+    assert done.code == 2, done
+    assert name in done.err
+    assert not list(tmp_path.rglob("*.lock"))
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_settings_that_cannot_be_meant(server, folder):
+    fill_small(server, "p")
+    done = export(server, folder, "-p", "p", WANDB_HTTP_TIMEOUT="soon")
+    assert done.code in (0, 2)
+    assert done.code == 0 or "WANDB_HTTP_TIMEOUT" in done.err
+    done = export(server, folder, "-p", "p", WANDB_BASE_URL="api.wandb.ai")
+    assert done.code == 2
+    assert "api.wandb.ai" in done.err
+
+
+def test_odd_names_in_addresses(server, folder):
+    server.add_key("s" * 40, "user.name", teams=["team-1"])
+    server.add_run("team-1", "my project", name="a b/c", display_name="x")
+    good(export(server, folder, entity="team-1", key="s" * 40))
+    [row] = pq.read_table(folder / "team-1_my project_runs.parquet").to_pylist()
+    assert row["url"] == f"{server.url}/team-1/my%20project/runs/a%20b%2Fc"
+
+
+def test_service_account_keys(server, folder):
+    key = "wandb_v1_" + "x" * 77
+    server.add_key(key, "svc", teams=[TEAM])
+    fill_small(server, "p")
+    good(export(server, folder, "-p", "p", key=key))
+    assert read(folder, "p").num_rows == 3
