@@ -521,8 +521,9 @@ for line in sys.stdin:
         if job["largest_file"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
         script.finish(script.main)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    print("pid", pid, flush=True)
+    sys.stdin.readline()  # until then its id stays its own, so that no other process is ever killed
+    print("code", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
@@ -533,6 +534,7 @@ class Forks:
         command = [sys.executable, "-c", FORKS]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.log = home / "log"
+        self.running = 0
         self.process = subprocess.Popen(command, env=clean_env(home), cwd=home, text=True, **pipes)
         assert self.output.readline() == "ready\n"
 
@@ -550,16 +552,31 @@ class Forks:
 
     def start(self, server: WandbServer, folder: Path, *args: str, largest_file: int = 0, **env: str) -> int:
         """Begin an export; returns its process id."""
+        if self.running:  # a test that failed did not wait for its export
+            os.kill(self.running, signal.SIGKILL)
+            self.wait()
         env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY} | env
         job = {"args": ["-e", TEAM, "-o", str(folder), *args], "env": env, "log": str(self.log)}
         assert self.process.stdin
         self.process.stdin.write(json.dumps(job | {"largest_file": largest_file}) + "\n")
         self.process.stdin.flush()
-        return int(self.output.readline())
+        self.running = self.read("pid")
+        return self.running
+
+    def read(self, what: str) -> int:
+        """The number that comes next, which must be a `pid` or a `code`: what is read here may be killed."""
+        name, number = self.output.readline().split()
+        assert name == what
+        return int(number)
 
     def wait(self) -> int:
         """The exit code of the export that was begun last; negative after a signal."""
-        return int(self.output.readline())
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        code = self.read("code")
+        self.running = 0
+        return code
 
     def said(self) -> str:
         text = self.log.read_text()
@@ -579,21 +596,21 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 @pytest.mark.parametrize("args", [["--include-history"], ["--full"]], ids=["history", "full"])
 def test_killed_at_random_moments_and_let_go_on(server, folder, forks, args):
     rng = random.Random(len(args[0]))
-    add_runs(server, 700, rows=0)
-    for n in range(0, 700, 10):
+    add_runs(server, 450, rows=0)
+    for n in range(0, 450, 15):
         history = [{"_step": step, "loss": step} for step in range(20)]
         server.update_run(TEAM, "p", f"r{n:05}", history=history, exported_steps=15, summary={"_step": 19})
     wanted = undisturbed(server, folder, *args)
     folder.mkdir(exist_ok=True)
-    server.weather.latency, server.weather.work_per_run = 0.02, 0.0005
+    server.weather.latency, server.weather.work_per_run = 0.05, 0.0005
     killed = 0
-    for attempt in range(15):
+    for attempt in range(20):
         place = folder / f"place{killed // 4}"  # each export is killed four times, then ends
         began = time.monotonic()
         pid = forks.start(server, place, "-p", "p", *args)
         how = rng.choice([signal.SIGKILL, signal.SIGINT])
         if attempt % 5 < 4:
-            time.sleep(rng.uniform(0.02, 0.5))
+            time.sleep(rng.uniform(0.02, 0.4))
             os.kill(pid, how)
         code = forks.wait()
         assert code in (0, -signal.SIGKILL, 130), forks.said()
