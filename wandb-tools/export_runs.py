@@ -675,14 +675,16 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
 
     rows: list[dict[str, Any]] = []
     data: list[tuple[dict[str, Any], ...]] = []  # config, summary and system metrics of each
-    base = f"{project.export.server.account.app_url}/{quote(project.entity)}/{quote(project.name)}/runs"
+    account = project.export.server.account
+    base = "/".join([account.app_url, quote(project.entity, safe=""), quote(project.name, safe=""), "runs"])
     for node in nodes:
         try:
             row, *parsed = read_run(node, project.export.system)
         except (ValueError, RecursionError) as error:
             note_failure(project, node, f"its config or summary cannot be read: {error}")
             continue
-        rows.append(row | {"entity": project.entity, "project": project.name, "url": f"{base}/{quote(row['id'])}"})
+        url = f"{base}/{quote(row['id'], safe='')}"
+        rows.append(row | {"entity": project.entity, "project": project.name, "url": url})
         data.append(tuple(parsed))
     cells = gather(*zip(*data, strict=True)) if data else {}
     kinds = {key: counts for key, (_, counts) in cells.items()}
@@ -2162,10 +2164,17 @@ def preview(project: Project) -> None:
     print(f"{project.title}: would fetch {len(stale)} of {len(listing)} runs in about {requests} requests{history}")
 
 
+def import_ahead() -> None:
+    """Import what will be needed while W&B is asked for the first page."""
+    import pyarrow.parquet
+    import rich.console
+    import rich.table  # noqa: F401
+
+
 def main() -> int:
     """Export the projects that the command line names; returns the exit code."""
     args = parse_arguments()
-    threading.Thread(target=__import__, args=("pyarrow.parquet",), daemon=True).start()  # while W&B is asked
+    threading.Thread(target=import_ahead, daemon=True).start()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what each thread freed, here 100 MB
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
