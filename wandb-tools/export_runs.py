@@ -39,6 +39,7 @@ import ctypes
 import difflib
 import fnmatch
 import hashlib
+import importlib
 import itertools
 import json
 import netrc
@@ -2166,9 +2167,8 @@ def preview(project: Project) -> None:
 
 def import_ahead() -> None:
     """Import what will be needed while W&B is asked for the first page."""
-    import pyarrow.parquet
-    import rich.console
-    import rich.table  # noqa: F401
+    for name in ("pyarrow.parquet", "rich.console", "rich.table"):
+        importlib.import_module(name)
 
 
 def main() -> int:
