@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +12,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 TOOLS = REPO / "wandb-tools"
+HOME = Path.home()  # before a test moves it
 
 
 def clean_env(home: Path, **extra: str) -> dict[str, str]:
@@ -21,7 +21,7 @@ def clean_env(home: Path, **extra: str) -> dict[str, str]:
     for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TERM"):
         kept.pop(name, None)
     # uv keeps its package cache although HOME moves, so that a `uv run` in a test downloads nothing twice.
-    cache = os.environ.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv")
+    cache = os.environ.get("UV_CACHE_DIR") or str(HOME / ".cache" / "uv")
     return kept | {"HOME": str(home), "UV_CACHE_DIR": cache, "PYTHONUTF8": "1"} | extra
 
 
@@ -57,7 +57,7 @@ def load_script(script: str) -> ModuleType:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _nothing_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees or touches the W&B settings, keys and caches of whoever runs it."""
     for name in list(os.environ):
         if name.startswith(("WANDB", "GRAPH_DENOISE", "AWS_", "NETRC")):
@@ -65,4 +65,3 @@ def _nothing_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    yield

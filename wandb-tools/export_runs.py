@@ -1835,7 +1835,8 @@ def export_runs(project: Project, outcome: Outcome) -> set[str]:
     for path in [*project.parts.glob("*.parquet"), project.parts / "full"]:
         path.unlink(missing_ok=True)
     removed = f" Removed {len(gone)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
-    done = f"{len(winners)} runs in {target} are up to date." if same else f"Saved {len(winners)} runs to {target}."
+    some = f"{len(winners)} run{'s'[: len(winners) != 1]}"
+    done = f"Up to date: {some} in {target}." if same else f"Saved {some} to {target}."
     export.progress.note(done + removed)
     return set(listing)
 
