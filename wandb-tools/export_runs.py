@@ -814,13 +814,16 @@ class Source:
         """Whether a key has any value but null here."""
         return key in self.kinds and self.kinds[key].total() > self.kinds[key]["null"]
 
-    def group(self, number: int) -> pa.Table:
-        """One row group, the last of which is kept: the merge reads each source from its start to its end."""
+    def group(self, number: int, columns: list[str] | None) -> pa.Table:
+        """One row group. The last whole one is kept: the merge reads each source from its start to its end."""
         import pyarrow.parquet as pq
 
-        if self.cached is None or self.cached[0] != number:
+        if columns or self.cached is None or self.cached[0] != number:
             with pq.ParquetFile(self.path) as file:
-                self.cached = number, file.read_row_group(number)
+                table = file.read_row_group(number, columns)
+            if columns:
+                return table
+            self.cached = number, table
         return self.cached[1]
 
     def take(self, rows: Sequence[int], columns: list[str] | None = None) -> pa.Table:
@@ -833,9 +836,9 @@ class Source:
             while at < len(rows) and rows[at] < end:
                 at += 1
             if at > first:
-                table = self.group(number).select(columns) if columns else self.group(number)
+                table = self.group(number, columns)
                 picked = [row - start for row in rows[first:at]]
-                if rows[at - 1] == end - 1:
+                if rows[at - 1] == end - 1 and not columns:
                     self.cached = None  # its last row: the merge will not come back
                 if picked[-1] - picked[0] + 1 == len(picked):
                     pieces.append(table.slice(picked[0], len(picked)))
