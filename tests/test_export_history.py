@@ -288,6 +288,23 @@ def test_history_of_runs_that_a_filter_leaves_out_stays(server, folder):
     assert_complete(history(folder), server)
 
 
+def test_a_full_export_that_stops_in_its_history_goes_on_as_one(server, folder):
+    """Values that changed without a trace, which only --full finds, are found by the export that goes on, too."""
+    for n in range(3):
+        add(server, f"r{n}", steps(0, 1, loss=1.0))
+    good(export(server, folder, "-p", "p", "--include-history"))
+    for n in range(3):
+        server.update_run(TEAM, "p", f"r{n}", history=steps(0, 1, loss=2.0))
+    server.weather.only, server.weather.error_5xx = {"HistoryAddresses"}, 1.0
+    stopped = export(server, folder, "-p", "p", "--include-history", "--full", speed=100)
+    assert stopped.code == 1
+    assert set(history(folder)["loss"].to_pylist()) == {1.0}
+    server.weather.only, server.weather.error_5xx = None, 0
+    good(export(server, folder, "-p", "p", "--include-history"))
+    assert_complete(history(folder), server)
+    assert not leftovers(folder)
+
+
 def test_history_of_a_run_that_wandb_deleted_and_the_file_keeps(server, folder):
     """The run stays in the file; its history, which is nowhere any more, is no failure of every further day."""
     add(server, "gone", steps(*range(5)), created_at="2025-01-01T00:00:00Z")

@@ -1706,7 +1706,7 @@ def export_project(project: Project) -> Outcome:
                     write_metadata(project, outcome)
             finally:
                 outcome.failed = list(project.failed.values())
-                kept = any(project.parts.rglob("*.parquet"))
+                kept = any(project.parts.rglob("*.parquet")) or full_marker(project, "history").exists()
                 if not kept:
                     shutil.rmtree(project.parts, ignore_errors=True)
     except (Trouble, OSError, ValueError) as error:  # ValueError: pyarrow's for a file that it cannot read
@@ -1757,18 +1757,20 @@ def readable(path: Path, opened: Callable[[], Any]) -> Any:
         raise Trouble(f"{path} cannot be read ({error}). It is left alone; move it away, or use another -o") from None
 
 
+def full_marker(project: Project, phase: str = "runs") -> Path:
+    """A file that is there while a `--full` export is under way: an interrupted one goes on as such."""
+    return project.parts / f"full_{phase}"
+
+
 def open_sources(project: Project) -> tuple[Source | None, list[Source]]:
     """The export before, if any, and the parts that an interrupted one left. Raises if the former is not ours."""
     target = project.path("runs.parquet")
     previous = readable(target, lambda: Source(target, project)) if target.exists() else None
     project.parts.mkdir(parents=True, exist_ok=True)
-    full = (
-        project.parts / "full"
-    )  # says that the parts are those of a `--full` export, which stays one until it is done
-    if project.export.full and not full.exists():
+    if project.export.full and not (full_marker(project).exists() or full_marker(project, "history").exists()):
         shutil.rmtree(project.parts)
         project.parts.mkdir()
-        full.touch()
+        full_marker(project).touch()
     parts = []
     for path in sorted(project.parts.glob("*.parquet")):
         try:
@@ -1784,8 +1786,7 @@ def export_runs(project: Project, outcome: Outcome) -> set[str]:
     """Bring the project's runs file up to date; returns the ids of the runs that the filters let through."""
     export = project.export
     previous, parts = open_sources(project)
-    resumed_full = (project.parts / "full").exists()
-    fresh = [source for source in [None if resumed_full else previous, *parts] if source]
+    fresh = [source for source in [None if full_marker(project).exists() else previous, *parts] if source]
     fresh = [source for source in fresh if source.has_system or not export.system]
     listing: dict[str, tuple[Any, ...]] = {}
     if fresh:
@@ -1835,8 +1836,11 @@ def export_runs(project: Project, outcome: Outcome) -> set[str]:
     if not same:
         merge(project, sources, winners, target)
     outcome.size = target.stat().st_size
-    for path in [*project.parts.glob("*.parquet"), project.parts / "full"]:
-        path.unlink(missing_ok=True)
+    for path in project.parts.glob("*.parquet"):
+        path.unlink()
+    if full_marker(project).exists() and export.history:
+        full_marker(project).replace(full_marker(project, "history"))
+    full_marker(project).unlink(missing_ok=True)
     removed = f" Removed {len(gone)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
     some = f"{len(winners)} run{'s'[: len(winners) != 1]}"
     done = f"Up to date: {some} in {target}." if same else f"Saved {some} to {target}."
@@ -1860,9 +1864,8 @@ def export_history(project: Project, outcome: Outcome, listed: set[str]) -> None
     table = pq.read_table(project.path("runs.parquet"), columns=columns)
     table = table.set_column(5, "heartbeat_at", as_integers(table["heartbeat_at"]))
     runs = {run["id"]: run for run in table.to_pylist()}
-    known = (
-        previous.runs if previous and previous.globs == project.export.history_keys and not project.export.full else {}
-    )
+    again = previous is None or previous.globs != project.export.history_keys
+    known = {} if again or full_marker(project, "history").exists() else previous.runs
     stale = [
         run
         for run in runs.values()
@@ -1886,6 +1889,7 @@ def export_history(project: Project, outcome: Outcome, listed: set[str]) -> None
     else:
         outcome.history_rows = 0
     shutil.rmtree(project.parts / "history", ignore_errors=True)
+    full_marker(project, "history").unlink(missing_ok=True)
     unsure = [{"id": run, "name": names[run] or ""} for run, logged in fresh.items() if not logged.confirmed]
     if unsure:
         say(f"... {project.title}: history not confirmed by W&B's row count and last step: {named(unsure)}")
