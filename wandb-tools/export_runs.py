@@ -1841,7 +1841,9 @@ def export_runs(project: Project, outcome: Outcome) -> set[str]:
     if full_marker(project).exists() and export.history:
         full_marker(project).replace(full_marker(project, "history"))
     full_marker(project).unlink(missing_ok=True)
-    removed = f" Removed {len(gone)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
+    removed = (
+        f" Removed {len(outcome.removed)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
+    )
     some = f"{len(winners)} run{'s'[: len(winners) != 1]}"
     done = f"Up to date: {some} in {target}." if same else f"Saved {some} to {target}."
     export.progress.note(done + removed)
