@@ -77,7 +77,6 @@ BLOCK = 1000  # runs per row group, and held at once when the file is built
 HISTORY_BATCH = 20_000  # history rows converted at once
 HISTORY_CELLS = 4_000_000  # history values per row group
 
-STATES = ["running", "finished", "crashed", "failed", "killed", "pending", "preempting", "preempted"]
 LIGHT_FIELDS = """name displayName state createdAt heartbeatAt tags group jobType notes sweepName commit
   historyLineCount user { username name }"""
 # A key of a run's data: the column's prefix (config, metric or system), then the path of keys as W&B spells them.
@@ -95,20 +94,40 @@ class Stop(Exception):
         self.code = code
 
 
+def plain(text: object) -> str:
+    """One line of text from a server or a file as it may be shown: no control, escape or bidi character acts on it."""
+    line = re.sub(r"[\t\n\r\u2028\u2029]+", " ", str(text))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", line)
+
+
 def say(message: str) -> None:
-    """Print progress or a notice to stderr; stdout belongs to results."""
-    print(message + "\n", end="", file=sys.stderr, flush=True)  # one write: threads print too
+    """Print progress or a notice to stderr; stdout belongs to results. Names that it holds went through `plain`."""
+    try:  # one write, for threads print too
+        print("\n".join(map(plain, message.split("\n"))) + "\n", end="", file=sys.stderr, flush=True)
+    except OSError:  # its reader has gone; the work goes on
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """` Did you mean a, b or c?` for the up to three `names` that resemble `word`, else an empty string."""
-    folded = {name.lower(): name for name in names}
+    folded = {name.lower(): plain(name) for name in names}
     close = [folded[match] for match in difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.5)]
     return f" Did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}?" if close else ""
 
 
+class Parser(argparse.ArgumentParser):
+    """A wrong argument is told in a line, with the way out, not after ten lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Stop(f"{message.rstrip('.')}. See {self.prog} --help.")
+
+
 def finish(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit with its code; a `Stop`, a full disk, Ctrl-C or a closed pipe end it without a traceback."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed by the caller: the next file opened would take its place
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r+" if number == 0 else "w", closefd=False))  # noqa: SIM115
     try:
         code = main()
         sys.stdout.flush()
@@ -118,8 +137,13 @@ def finish(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         code = 130
-    except BrokenPipeError:  # the reader of our stdout, `head` for example, has seen enough
+    except (BrokenPipeError, SystemExit) as error:  # the reader of our stdout, `head` for example, has seen enough
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # which rich turns so
+            raise
         code = 0
+    except MemoryError:
+        say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
+        code = 1
     except OSError as error:
         say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
         code = 1
@@ -128,6 +152,21 @@ def finish(main: Callable[[], int]) -> NoReturn:
 
 
 # --- end console ---
+
+
+# --- states: the same in export_runs.py, aggregate_runs.py and analyze_runs.py ---
+STATES = ("running", "finished", "crashed", "failed", "killed", "pending", "preempting", "preempted")
+
+
+def parse_states(text: str) -> list[str]:
+    """The states of `finished,crashed`; `all` is itself. An argument's `type`, with `action="extend"`."""
+    states = [state.strip().lower() for state in text.split(",") if state.strip()]
+    if wrong := [state for state in states if state not in (*STATES, "all")] or (not states and [text]):
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is no state. Name any of {', '.join(STATES)}, or all.")
+    return states
+
+
+# --- end states ---
 
 
 # --- dates: the same in export_runs.py and aggregate_runs.py ---
@@ -2031,9 +2070,7 @@ def human_size(size: float) -> str:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; wrong ones end the script with exit code 2 before anything heavy is imported."""
     about, _, story = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=f"{about}\n\nexamples:\n{story}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=f"{about}\n\nexamples:\n{story}", formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
         "-e",
