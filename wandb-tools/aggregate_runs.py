@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import fnmatch
+import importlib.util
 import json
 import os
 import re
@@ -42,6 +43,7 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -126,6 +128,26 @@ def finish(main: Callable[[], int]) -> NoReturn:
 # --- end console ---
 
 
+# --- lazy imports: the same in aggregate_runs.py and analyze_runs.py ---
+def lazy(name: str) -> ModuleType:
+    """A module that is imported when it is first used: `--help` and wrong arguments are answered without it."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}. Run this script with `uv run`.", name=name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)  # as its documentation has it
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- end lazy imports ---
+
+if not TYPE_CHECKING:
+    pl = lazy("polars")
+
+
 # --- states: the same in export_runs.py, aggregate_runs.py and analyze_runs.py ---
 STATES = ("running", "finished", "crashed", "failed", "killed", "pending", "preempting", "preempted")
 
@@ -205,7 +227,6 @@ RULES: dict[str, Rule] = {
 
 def separated(text: pl.Expr) -> pl.Expr:
     """`text` in lower case, `_` for every other separator and at both ends, so that `_ego_` finds the word `ego`."""
-    import polars as pl
 
     # concat_str, because pl.format panics in Polars 2.1 where a filter has left a chunk of a column empty
     return pl.concat_str(pl.lit("_"), text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"), pl.lit("_"))
@@ -213,7 +234,6 @@ def separated(text: pl.Expr) -> pl.Expr:
 
 def parse(text: pl.Expr, words: pl.Expr, rule: Rule) -> pl.Expr:
     """What a rule of `RULES` finds in `text`, whose `separated` form is `words`: String, null where it finds none."""
-    import polars as pl
 
     if isinstance(rule, str):
         return text.str.extract(f"(?i){rule}", 1)
@@ -232,7 +252,6 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     `dataset` String, `k`, `seed_parsed` Int64, `lr_parsed`, `wd_parsed`, `eps_parsed` Float64, `asymmetric_flag`,
     `pearl_flag` Bool, and a String for every other rule; null where nothing is known, except `protocol` and the flags.
     """
-    import polars as pl
 
     schema = frame.collect_schema()
 
@@ -372,7 +391,6 @@ def exported_at(path: str, footer: dict[str, str]) -> datetime:
 
 def read_export(path: str) -> Export:
     """Read the footer of a runs file. Raises `Stop` with the reason when it is none."""
-    import polars as pl
 
     try:
         schema = dict(pl.read_parquet_schema(path))
@@ -441,7 +459,6 @@ def reason(error: Exception) -> str:
 
 def contract_type(column: str) -> pl.DataType | None:
     """The type that the data contract gives a column; None for config columns and for columns that it does not know."""
-    import polars as pl
 
     if column.startswith(("metric_", "system_")) or column == "runtime_seconds":
         return pl.Float64()
@@ -456,7 +473,6 @@ def contract_type(column: str) -> pl.DataType | None:
 
 def fits(column: str, dtype: pl.DataType) -> bool:
     """Whether a file's column can take its contract type without a value changing."""
-    import polars as pl
 
     want = contract_type(column)
     if want is None:
@@ -479,7 +495,6 @@ def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], di
     Float64; Int64 and Float64 are Float64; anything else that mixes is String. A column that is all null in a file has
     no say there, for an export calls it String for want of a type.
     """
-    import polars as pl
 
     votes: dict[str, dict[pl.DataType, list[Export]]] = {}
     for export in exports:
@@ -505,7 +520,6 @@ def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], di
 
 def widest(dtype: pl.DataType) -> pl.DataType:
     """The contract's type for a config column that another tool wrote narrower: Int32 is Int64, Float32 is Float64."""
-    import polars as pl
 
     if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
         return pl.Int64()
@@ -516,7 +530,6 @@ def widest(dtype: pl.DataType) -> pl.DataType:
 
 def probe(disputed: dict[str, dict[pl.DataType, list[Export]]]) -> dict[tuple[str, str], bool | None]:
     """For each (file, disputed column): None when it has no value there, else whether Float64 would keep its values."""
-    import polars as pl
 
     asked: dict[str, list[pl.Expr]] = {}
     for column, by in disputed.items():
@@ -567,7 +580,6 @@ def number_texts(rows: pl.Series, columns: Sequence[str]) -> pl.Series:
     In: Struct of `_config_json` and `columns`. Out: Struct of `columns` as String. Python, because no Polars expression
     spells numbers as JSON does (`1e-05`); it runs only over files whose Float64 column is text elsewhere.
     """
-    import polars as pl
 
     configs = rows.struct.field("_config_json").to_list()
     parsed: dict[int, dict[str, object]] = {}
@@ -593,7 +605,6 @@ def number_texts(rows: pl.Series, columns: Sequence[str]) -> pl.Series:
 
 def read_rows(export: Export, types: dict[str, pl.DataType], number: int) -> pl.LazyFrame:
     """One export's rows with every column in its common type, plus `_source_file` and where the row stands."""
-    import polars as pl
 
     frame = pl.scan_parquet(export.path, row_index_name=ROW)
     casts = {column: pl.col(column) for column, dtype in export.schema.items() if dtype != types[column]}
@@ -617,7 +628,6 @@ def stack(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
 
     The contract's base columns are always there, so that what follows need not ask.
     """
-    import polars as pl
 
     stacked = pl.concat(frames, how="diagonal")
     there = stacked.collect_schema()
@@ -641,7 +651,6 @@ def column_order(columns: Iterable[str]) -> list[str]:
 
 def check_regex(regex: str, where: str) -> str:
     """`regex`, with a group 1 around it when it has none. Raises `Stop` when it is no regular expression."""
-    import polars as pl
 
     try:
         groups = pl.select(pl.lit("").str.extract_groups(f"(?i){regex}")).to_series().dtype
@@ -688,7 +697,6 @@ def read_rules(given: Sequence[str], file: str | None) -> dict[str, Rule]:
 
 def number_rules(merged: pl.LazyFrame, rules: dict[str, Rule]) -> dict[str, pl.DataType]:
     """The rules beyond the contract whose every value is a number, with Int64 or Float64."""
-    import polars as pl
 
     own = [name for name in rules if name not in RULES]
     types: dict[str, pl.DataType] = {}
@@ -707,7 +715,6 @@ def number_rules(merged: pl.LazyFrame, rules: dict[str, Rule]) -> dict[str, pl.D
 
 def filters(args: argparse.Namespace) -> list[tuple[str, pl.Expr]]:
     """Each filter in force, in the order in which the summary counts them, as (option, Bool expression)."""
-    import polars as pl
 
     chosen: list[tuple[str, pl.Expr]] = []
     if args.state:
@@ -735,7 +742,6 @@ def filters(args: argparse.Namespace) -> list[tuple[str, pl.Expr]]:
 
 def check_where(where: str, schema: dict[str, pl.DataType]) -> None:
     """Raise `Stop` when the condition `where` does not fit the columns, before any row is read."""
-    import polars as pl
 
     try:
         pl.DataFrame(schema=schema).filter(pl.sql_expr(where))
@@ -764,7 +770,6 @@ def survey(merged: pl.LazyFrame, chosen: Sequence[tuple[str, pl.Expr]]) -> pl.Da
 
 def newest_copies(rows: pl.DataFrame, exports: Sequence[Export]) -> pl.Series:
     """Bool per row: whether it is the run's copy from the newest export (the later row if one file has it twice)."""
-    import polars as pl
 
     order = sorted(range(len(exports)), key=lambda number: (exports[number].exported_at, exports[number].path))
     age = pl.DataFrame({FILE: order, "age": range(len(order))}, schema={FILE: pl.Int32, "age": pl.Int32})
@@ -779,7 +784,6 @@ def pick(kept: pl.DataFrame, exports: Sequence[Export], types: dict[str, pl.Data
     Files follow one another by entity, project and time of export, whatever the order of the inputs; rows keep the
     file's order, which is oldest first. A file of which no row stays brings no columns.
     """
-    import polars as pl
 
     place = (pl.col("entity", "project").min().fill_null(""), pl.col(ROW))
     files = kept.group_by(FILE).agg(*place).rows()
@@ -832,14 +836,12 @@ def check_output(target: str, partition: str | None, inputs: Sequence[str]) -> N
 
 def json_list(column: str) -> pl.Expr:
     """A list column as JSON text, for formats without lists."""
-    import polars as pl
 
     return pl.struct(x=pl.col(column)).struct.json_encode().str.extract(r"^\{\"x\":(\[.*\])\}$", 1).alias(column)
 
 
 def sink(frame: pl.LazyFrame, path: str, suffix: str, partition: str | None) -> None:
     """Stream `frame` to `path` in the format of `suffix`; with `partition` as a Hive-partitioned folder of Parquet."""
-    import polars as pl
 
     if partition:
         target = pl.PartitionBy(path, key=partition, include_key=False)
@@ -936,7 +938,6 @@ def print_columns(console: Console, exports: Sequence[Export], changes: dict[str
 
 def print_unmatched(console: Console, kept: pl.DataFrame, rules: dict[str, Rule]) -> None:
     """How many names told nothing, and the first few of them."""
-    import polars as pl
 
     flags = {"asymmetric_flag", "pearl_flag"}
     told = [pl.col(column) if column in flags else pl.col(column).is_not_null() for column in rules]
@@ -1012,7 +1013,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[str, Rule]) -> None:
     """Choose the runs, write them, and print the summary. Raises `Stop` with code 1 when no run is left."""
-    import polars as pl
     from rich.console import Console
 
     chosen = filters(args)
@@ -1064,7 +1064,6 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
 
 def unreadable(path: str) -> str | None:
     """Why the rows of a file whose footer was fine cannot be read; None when they can."""
-    import polars as pl
 
     try:
         pl.scan_parquet(path).collect(engine="streaming")
@@ -1076,7 +1075,6 @@ def unreadable(path: str) -> str | None:
 def main() -> int:
     """Read, choose, merge, write, and say what happened; returns the exit code."""
     args = parse_arguments()
-    import polars as pl
 
     rules = dict(RULES) if args.no_enrich else read_rules(args.rule, args.rules)
     filters(args)  # a mistake in a condition is told before any file is looked for

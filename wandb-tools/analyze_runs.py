@@ -27,6 +27,7 @@ import argparse
 import difflib
 import glob
 import html
+import importlib.util
 import io
 import json
 import os
@@ -37,6 +38,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -148,6 +150,26 @@ def finish(main: Callable[[], int]) -> NoReturn:
 # --- end console ---
 
 
+# --- lazy imports: the same in aggregate_runs.py and analyze_runs.py ---
+def lazy(name: str) -> ModuleType:
+    """A module that is imported when it is first used: `--help` and wrong arguments are answered without it."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}. Run this script with `uv run`.", name=name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)  # as its documentation has it
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- end lazy imports ---
+
+if not TYPE_CHECKING:
+    alt, pl = lazy("altair"), lazy("polars")
+
+
 # --- states: the same in export_runs.py, aggregate_runs.py and analyze_runs.py ---
 STATES = ("running", "finished", "crashed", "failed", "killed", "pending", "preempting", "preempted")
 
@@ -212,7 +234,6 @@ RULES: dict[str, Rule] = {
 
 def separated(text: pl.Expr) -> pl.Expr:
     """`text` in lower case, `_` for every other separator and at both ends, so that `_ego_` finds the word `ego`."""
-    import polars as pl
 
     # concat_str, because pl.format panics in Polars 2.1 where a filter has left a chunk of a column empty
     return pl.concat_str(pl.lit("_"), text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"), pl.lit("_"))
@@ -220,7 +241,6 @@ def separated(text: pl.Expr) -> pl.Expr:
 
 def parse(text: pl.Expr, words: pl.Expr, rule: Rule) -> pl.Expr:
     """What a rule of `RULES` finds in `text`, whose `separated` form is `words`: String, null where it finds none."""
-    import polars as pl
 
     if isinstance(rule, str):
         return text.str.extract(f"(?i){rule}", 1)
@@ -239,7 +259,6 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     `dataset` String, `k`, `seed_parsed` Int64, `lr_parsed`, `wd_parsed`, `eps_parsed` Float64, `asymmetric_flag`,
     `pearl_flag` Bool, and a String for every other rule; null where nothing is known, except `protocol` and the flags.
     """
-    import polars as pl
 
     schema = frame.collect_schema()
 
@@ -347,7 +366,6 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
 
 def scan(path: Path) -> pl.LazyFrame:
     """Scan one file of runs, with the columns parsed from names if aggregate_runs.py did not add them already."""
-    import polars as pl
 
     try:
         frame = pl.scan_parquet(path, glob=False)
@@ -365,7 +383,6 @@ def scan(path: Path) -> pl.LazyFrame:
 
 def common_type(types: set[pl.DataType]) -> pl.DataType:
     """The type that keeps every value of columns of `types`: theirs if equal, Float64 for numbers, else String."""
-    import polars as pl
 
     types = types - {pl.Null()}
     if len(types) <= 1:
@@ -375,7 +392,6 @@ def common_type(types: set[pl.DataType]) -> pl.DataType:
 
 def align(frames: list[pl.LazyFrame]) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
     """The frames as one, columns by name, each cast to the type that keeps every value; and its schema."""
-    import polars as pl
 
     types: dict[str, set[pl.DataType]] = {}
     schemas = [frame.collect_schema() for frame in frames]
@@ -394,7 +410,6 @@ def read(files: list[Path]) -> Runs:
 
     Where several files hold a run (entity, project, id), the newest file has the say.
     """
-    import polars as pl
 
     if files[1:]:
         files = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
@@ -473,7 +488,6 @@ def resolve_all(words: str, runs: Runs) -> list[str]:
 
 def condition(text: str, runs: Runs) -> pl.Expr:
     """The Polars SQL condition of --where; its columns must exist."""
-    import polars as pl
 
     try:
         expression = pl.sql_expr(text)
@@ -487,7 +501,6 @@ def condition(text: str, runs: Runs) -> pl.Expr:
 
 def aliased(runs: Runs, query: str) -> pl.LazyFrame:
     """The frame, with the aliases that `query` uses as columns of their own."""
-    import polars as pl
 
     found = {new: pl.col(old) for new, old in ALIASES.items() if new in query and old in runs.schema}
     return runs.frame.with_columns(**{new: column for new, column in found.items() if new not in runs.schema})
@@ -495,7 +508,6 @@ def aliased(runs: Runs, query: str) -> pl.LazyFrame:
 
 def matching(option: str, regex: str, column: str) -> pl.Expr:
     """Whether `column` holds `regex`, in any case; an error that names the `option` if it is none."""
-    import polars as pl
 
     try:
         pl.Series([""]).str.contains(f"(?i){regex}")
@@ -507,7 +519,6 @@ def matching(option: str, regex: str, column: str) -> pl.Expr:
 
 def keep(runs: Runs, args: argparse.Namespace) -> Runs:
     """The runs that pass --filter, --project, --protocol, --where and --state; says what the state removed."""
-    import polars as pl
 
     frame = aliased(runs, args.where or "")
     if args.filter:
@@ -537,7 +548,6 @@ def keep(runs: Runs, args: argparse.Namespace) -> Runs:
 
 def collect(frame: pl.LazyFrame, what: str) -> pl.DataFrame:
     """Collect the frame; an error that says that `what` does not work, such as a file that is damaged inside."""
-    import polars as pl
 
     try:
         return frame.collect()
@@ -547,7 +557,6 @@ def collect(frame: pl.LazyFrame, what: str) -> pl.DataFrame:
 
 def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
     """Read just these columns of the runs; lists (tags) become text, so that they can be grouped and saved."""
-    import polars as pl
 
     wanted = list(dict.fromkeys(columns))
     for column in wanted:
@@ -563,7 +572,6 @@ def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
 
 def default_metric(runs: Runs) -> str:
     """The first of `DEFAULT_METRICS` that has a finite value in these runs."""
-    import polars as pl
 
     there = [f"metric_{column_name(key)}" for key in DEFAULT_METRICS]
     there = [column for column in there if column in runs.schema]
@@ -580,7 +588,6 @@ def default_metric(runs: Runs) -> str:
 
 def finite(column: str) -> pl.Expr:
     """The column as Float64 with null for NaN and the infinities: a diverged run has none to average."""
-    import polars as pl
 
     value = pl.col(column).cast(pl.Float64)
     return pl.when(value.is_finite()).then(value).alias(column)
@@ -588,7 +595,6 @@ def finite(column: str) -> pl.Expr:
 
 def say_unusable(points: pl.DataFrame, metrics: Iterable[str]) -> None:
     """Say how many runs have no number in a metric, NaN or an infinity; they are in no mean and in no ranking."""
-    import polars as pl
 
     for metric in metrics:
         value = pl.col(metric).cast(pl.Float64)
@@ -623,7 +629,6 @@ def names(columns: list[str]) -> str:
 
 def top(runs: Runs, metrics: list[str], n: int, descending: bool) -> Answer:
     """The `n` best runs by `metrics[0]`: name, metrics, what is known of the configuration, id and url."""
-    import polars as pl
 
     metric = metrics[0]
     known = [known_as for word in CONTEXT if (known_as := find(word, runs))]
@@ -667,7 +672,6 @@ def summary(metric: str, prefix: str = "") -> list[pl.Expr]:
 
 def group(runs: Runs, by: list[str], metrics: list[str], descending: bool) -> Answer:
     """One row per group, best mean of `metrics[0]` first: statistics of one metric, or several metrics side by side."""
-    import polars as pl
 
     points = take(runs, [*by, *metrics, *(column for column in ("name", "url") if column in runs.schema)])
     say_unusable(points, metrics)
@@ -693,7 +697,6 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: bool) -> An
 
 def label(columns: list[str], separator: str = " / ") -> pl.Expr:
     """One text for the values of several columns: `a / b`, null as `-`."""
-    import polars as pl
 
     return pl.concat_str([pl.col(c).cast(pl.String).fill_null("-") for c in columns], separator=separator)
 
@@ -708,7 +711,6 @@ def spread(groups: pl.DataFrame, rows: list[str], cols: list[str]) -> pl.DataFra
 
     The columns are `{label}_mean`, `{label}_std`, `{label}_n`, for every label of `labels`.
     """
-    import polars as pl
 
     frame = groups.select(rows).unique().sort(rows, nulls_last=True)
     for name in labels(groups, cols):
@@ -755,7 +757,6 @@ def unique_per_run(points: pl.DataFrame, columns: list[str]) -> list[str]:
     or its values do, all being paths. Whatever else is unique per run stays a hyperparameter: a learning rate that a
     sweep drew at random, three models in three runs. Averaging those as if they were seeds would be the worse mistake.
     """
-    import polars as pl
 
     found = []
     for column in columns:
@@ -768,7 +769,6 @@ def unique_per_run(points: pl.DataFrame, columns: list[str]) -> list[str]:
 
 def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
     """Of `columns`, one for each way to split the runs: `config_lr` and `lr_parsed` often say the same."""
-    import polars as pl
 
     first = pl.col("_row").min()
     firsts = points.with_row_index("_row").select(first.over(c).alias(c) for c in columns)
@@ -785,7 +785,6 @@ def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float | Non
     two or three it is crude, can be no wider than their range, and covers the true mean less often than 95 times in
     100. Read it as a lower bound of the uncertainty.
     """
-    import polars as pl
 
     if len(values) < 2:
         return None, None
@@ -808,7 +807,6 @@ def configurations(
     Out: `dims`, `config`, `runs`, `repeats` (runs with the `over` of another one), `selection` (mean of the finite
     values of `select`, null without any), `n`, `mean`, `std` of the finite values of `metric`, and they as `values`.
     """
-    import polars as pl
 
     seed = pl.struct(over) if over else pl.lit(None)
     known = pl.any_horizontal(pl.col(over).is_not_null()) if over else pl.lit(False)
@@ -838,7 +836,6 @@ def best_by(
     a bootstrap interval; the median and range of all configurations' means stand beside it. Rows are ordered, and the
     best is marked, among those that are equal in `within`. Raises `Stop` where a metric has no finite value at all.
     """
-    import polars as pl
 
     candidates = [c for c in hyperparameters(runs) if c not in (*dims, select, metric)]
     points = take(runs, [*dims, *candidates, *(over or []), select, metric])
@@ -904,7 +901,6 @@ def best_by(
 
 def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], select: str, metric: str) -> None:
     """Warn of what makes the claim weaker than it looks: selection on what is reported or on test data, n, ties."""
-    import polars as pl
 
     if select == metric:
         where = "the same test metric" if "test" in metric else "the same metric"
@@ -941,7 +937,6 @@ def association(points: pl.DataFrame, column: str, metric: str, descending: bool
     eta², the share of the variance of the ranks or of the metric), `n`, `distinct`, `best_value`, `mean_there`,
     `n_there`.
     """
-    import polars as pl
 
     known = points.select(pl.col(column), pl.col(metric).alias("_y")).drop_nulls()
     groups = known.group_by(column).agg(pl.col("_y").mean().alias("mean"), pl.len().alias("n"))
@@ -972,7 +967,6 @@ def association(points: pl.DataFrame, column: str, metric: str, descending: bool
 
 def importance(runs: Runs, metric: str, descending: bool) -> Answer:
     """How strongly each hyperparameter that varies goes with the metric, most important first."""
-    import polars as pl
 
     columns = [c for c in hyperparameters(runs) if c != metric]
     points = take(runs, [*columns, metric])
@@ -1016,7 +1010,6 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
 
 def sql(runs: Runs, query: str) -> Answer:
     """The result of a Polars SQL query over `runs` and, if there are history files beside them, `history`."""
-    import polars as pl
 
     tables = {"runs": aliased(runs, query)}
     columns = list(runs.schema)
@@ -1045,7 +1038,6 @@ def kind(column: str) -> str:
 
 def schema(runs: Runs, match: str | None) -> Answer:
     """One row per column of the runs: `column`, `kind`, `type`, `null_share`, `distinct`, `values`, `key` (W&B's)."""
-    import polars as pl
 
     columns = sorted(runs.schema, key=lambda c: ("run", "name", "config", "metric", "json").index(kind(c)))
     if match:
@@ -1090,7 +1082,6 @@ def schema(runs: Runs, match: str | None) -> Answer:
 
 def history(runs: Runs) -> pl.LazyFrame:
     """The history of these runs, one row per logged step, from the `_history.parquet` files beside them."""
-    import polars as pl
 
     who = take(runs, ["entity", "project"]).unique(maintain_order=True)
     folders = dict.fromkeys([*(path.parent for path in runs.files), FOLDER])  # an aggregated file may lie elsewhere
@@ -1120,7 +1111,6 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
     infinities are no points. Beyond `GRID` distinct values of `x` they are binned, equally wide, each run
     averaged inside a bin; a bin stands at its first `x`.
     """
-    import polars as pl
 
     frame = history(runs)
     there = frame.collect_schema()
@@ -1175,7 +1165,6 @@ MORE_ROOM = "A wider terminal (COLUMNS=N) or -o FILE shows all."
 
 def left_aligned(answer: Answer, column: Column) -> bool:
     """Whether the column holds words, not numbers."""
-    import polars as pl
 
     return answer.frame[column.value].dtype in (pl.String, pl.Boolean)
 
@@ -1300,7 +1289,6 @@ def print_answer(answer: Answer) -> None:
 
 def unnested(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with nested columns as JSON text, which CSV can hold."""
-    import polars as pl
 
     nested = [c for c, dtype in frame.schema.items() if dtype.is_nested()]
     return frame.with_columns(pl.Series(c, [json.dumps(v, default=str) for v in frame[c].to_list()]) for c in nested)
@@ -1403,7 +1391,6 @@ def field_of(column: str) -> str:
 
 def pointer(frame: pl.DataFrame) -> dict[str, object]:
     """For the pointer: a tooltip with the columns of `frame`, and with a click the run in W&B if `url` is there."""
-    import altair as alt
 
     tips = [
         alt.Tooltip(field_of(column), type="quantitative" if dtype.is_float() else "nominal")
@@ -1415,7 +1402,6 @@ def pointer(frame: pl.DataFrame) -> dict[str, object]:
 
 def scale(frame: pl.DataFrame, *columns: str) -> dict[str, object]:
     """A scale that need not hold zero; logarithmic where all values are positive and span more than two decades."""
-    import polars as pl
 
     values = pl.concat(frame[column].cast(pl.Float64) for column in columns).drop_nulls()
     if len(values) and values.min() > 0 and values.max() > 100 * values.min():
@@ -1425,7 +1411,6 @@ def scale(frame: pl.DataFrame, *columns: str) -> dict[str, object]:
 
 def draw_top(frame: pl.DataFrame, metric: str) -> alt.Chart:
     """The top runs as a dot plot, best on top; `frame` has `#`, `name`, `metric`, perhaps `arch` and `url`."""
-    import altair as alt
 
     arch = {"color": alt.Color("arch:N", scale={"range": COLOURS})} if "arch" in frame.columns else {}
     chart = alt.Chart(frame.with_columns(_row=label(["#", "name"], "  ")), width=420, height=alt.Step(20))
@@ -1439,8 +1424,6 @@ def draw_top(frame: pl.DataFrame, metric: str) -> alt.Chart:
 
 def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: list[str]) -> alt.HConcatChart:
     """Every run as a point over the box of its group, one panel per metric; groups in the table's `order`."""
-    import altair as alt
-    import polars as pl
 
     panels = []
     for metric in metrics:
@@ -1460,8 +1443,6 @@ def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: 
 
 def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: str, descending: bool) -> alt.LayerChart:
     """The pivot as a heat map with `mean ± std` and n in each cell; the best of each column in bold."""
-    import altair as alt
-    import polars as pl
 
     mean = pl.col("mean")
     frame = groups.drop_nulls("mean")
@@ -1493,8 +1474,6 @@ def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: s
 
 def draw_best(chosen: pl.DataFrame, dims: list[str], metric: str) -> alt.LayerChart:
     """The honest comparison: the chosen configuration with its interval over median and range of all of them."""
-    import altair as alt
-    import polars as pl
 
     best, every = "best configuration, 95 % interval", "all configurations, median and range"
     frame = chosen.drop("values").with_columns(_row=label(dims), _best=pl.lit(best), _every=pl.lit(every))
@@ -1520,8 +1499,6 @@ def draw_best(chosen: pl.DataFrame, dims: list[str], metric: str) -> alt.LayerCh
 
 def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.LayerChart:
     """Learning curves: the mean of each group as a line, mean ± std as a band."""
-    import altair as alt
-    import polars as pl
 
     mean, std = pl.col("mean"), pl.col("std")
     frame = stats.sort("_x").select("mean", "std", "n", x="_x", group=label(groups), _low=mean - std, _high=mean + std)
@@ -1540,7 +1517,6 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.L
 
 def plot(answer: Answer, path: Path) -> None:
     """Draw the answer to a file: .html (interactive, all of Vega inlined, no network needed), .png, .svg or .pdf."""
-    import altair as alt
 
     assert answer.draw is not None
     alt.data_transformers.disable_max_rows()
