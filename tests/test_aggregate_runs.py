@@ -972,17 +972,3 @@ metric_test_mse
 dashing-sun-2, dashing-sun-3, dashing-sun-4 and 2 more
 """
     )
-
-
-def test_help_and_argument_errors_answer_without_polars(tmp_path):
-    code = (
-        "import sys, runpy; sys.argv[0] = 'aggregate_runs.py'\n"
-        f"try: runpy.run_path({str(TOOLS / 'aggregate_runs.py')!r}, run_name='loaded')['main']()\n"
-        "except SystemExit as e: print(e.code, [m for m in ('polars', 'pyarrow', 'rich') if m in sys.modules])"
-    )
-    for option, ending in (("--help", "0 []"), ("--nonsense", "2 []"), ("--state=x", "2 []")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, option], capture_output=True, text=True, env=clean_env(tmp_path)
-        )
-        assert done.stdout.strip().endswith(ending), done
-    assert "s3://" in subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True).stdout

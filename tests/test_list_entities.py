@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -233,4 +234,4 @@ def test_wrong_arguments_end_with_two(tmp_path, args):
     done = run_script("list_entities.py", *args, cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "usage: list_entities.py" in done.stderr
+    assert re.fullmatch(r"error: .+ See list_entities.py --help\.\n", done.stderr)
