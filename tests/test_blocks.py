@@ -49,7 +49,7 @@ def test_copies_are_identical_and_where_the_block_says():
     for script in SCRIPTS:
         for name, text in blocks(script).items():
             found.setdefault(name, {})[script.name] = text
-    assert {"console", "auth"} <= set(found)
+    assert {"console", "connection"} <= set(found)
     for name, copies in found.items():
         assert len(set(copies.values())) == 1, f"the copies of block {name} differ: {sorted(copies)}"
         assert named(next(iter(copies.values()))) == set(copies), f"block {name} names scripts that lack it"

@@ -35,8 +35,12 @@ def listed(server: WandbServer, home: Path, *args: str, code: int = 0, **extra: 
     return {entity["name"]: entity for entity in json.loads(done.stdout)["entities"]}
 
 
-def account(script, server: WandbServer, key: str = KEY):
-    return script.Account(server.url, server.url, key, "a test", [])
+@pytest.fixture
+def connection(server, monkeypatch):
+    """The script's module, and its connection to `server`."""
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    return load_script("list_entities.py").Connection()
 
 
 def test_json_is_the_contract_and_counts_every_state(server, tmp_path):
@@ -163,7 +167,7 @@ def test_a_hundred_projects_cost_few_requests_and_no_run_is_fetched(server, tmp_
     server.weather.latency = 0.08
     assert len(listed(server, tmp_path, "-e", TEAM)[TEAM]["projects"]) == 100
     assert server.stats.requests["Projects"] == 1
-    assert server.stats.total <= 14
+    assert server.stats.total <= 15
     assert server.stats.max_in_flight > 3
     assert server.stats.full_runs == 0
     assert server.stats.runs == 100  # the date of the last run of each
@@ -176,38 +180,38 @@ def test_listing_goes_on_behind_the_first_page(server, tmp_path):
     assert server.stats.requests["Projects"] == 2
 
 
-def test_a_request_that_is_too_much_is_cut_in_two(server):
+def test_a_request_that_is_too_much_is_cut_in_two(server, connection):
     script = load_script("list_entities.py")
     sample(server)
     projects = [(TEAM, project.name) for project in server.projects_of(TEAM)]
-    server.weather.error_5xx, server.weather.only = 2, {"CountRuns"}
-    counted = list(script.count_runs(script.Server(account(script, server), 1), projects))
+    server.weather.error_5xx, server.weather.only = 2, {"CountRuns"}  # the client asks twice
+    counted = list(script.count_runs(connection, projects))
     assert [facts["name"] for facts, _ in counted] == [name for _, name in projects]
     assert [facts["run_count"] for facts, _ in counted] == [len(server.runs(*project)) for project in projects]
     assert [problem for _, problem in counted] == [""] * 4
     assert server.stats.requests["CountRuns"] == 4
 
 
-def test_a_project_that_vanished_is_named_and_the_others_are_counted(server):
+def test_a_project_that_vanished_is_named_and_the_others_are_counted(server, connection):
     script = load_script("list_entities.py")
     sample(server)
     projects = [(TEAM, "pyg_transfer"), (TEAM, "gone")]
-    (first, fine), (second, problem) = script.count_runs(script.Server(account(script, server), 1), projects)
+    (first, fine), (second, problem) = script.count_runs(connection, projects)
     assert (first["run_count"], fine) == (24, "")
     assert second == {"name": "gone"} | dict.fromkeys([*script.COUNTS, "last_run_at"])
     assert "no such project" in problem
 
 
-def test_projects_that_cannot_be_counted_are_named_and_shown_without_counts(server, monkeypatch, capsys):
+def test_projects_that_cannot_be_counted_are_named_and_shown_without_counts(server, connection, monkeypatch, capsys):
     script = load_script("list_entities.py")
-    monkeypatch.setattr(script, "TRIES", 1)  # each further try would be seconds later
+    monkeypatch.setattr(script, "PATIENCE", 0.5)  # each further try would be seconds later
     sample(server)
     server.weather.error_5xx, server.weather.only = 1.0, {"CountRuns"}
     args = script.parse_arguments(["-e", TEAM])
-    assert script.list_entities(script.Server(account(script, server), 8), args) == 1
+    assert script.list_entities(connection, args) == 1
     shown = capsys.readouterr()
     assert shown.err.count("error: ") == 4
-    assert f"error: {TEAM}/pyg_transfer: HTTP 503" in shown.err
+    assert f"error: {TEAM}/pyg_transfer: W&B answers HTTP 503" in shown.err
     assert ["pyg_transfer", "-", "-", "-", "-", "-", "-"] in [line.split() for line in shown.out.splitlines()]
 
 

@@ -4,7 +4,7 @@
 # dependencies = [
 #     "python-dotenv>=1.1,<2",
 #     "rich>=15,<16",
-#     "urllib3>=2.5,<3",
+#     "wandb>=0.31,<0.32",
 # ]
 # ///
 """See which W&B entities and projects your key can reach, and how many runs each project holds.
@@ -24,29 +24,26 @@ from __future__ import annotations
 
 import argparse
 import base64
-import configparser
+import contextlib
 import difflib
 import json
-import netrc
+import math
 import os
-import random
 import re
+import signal
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
-from urllib.parse import unquote, urlsplit
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 # What a copier may want to change.
 TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-account key in .env
-DEFAULT_BASE_URL = "https://api.forge.coreweave.com"  # W&B's hosted service, as the client 0.31 spells it
-# W&B's hosted services and the address of the API behind each.
-FORGE_HOSTS = {"forge.coreweave.com": "api.wandb.ai", "qa.forge.coreweave.com": "api.qa.wandb.ai"}
-TRIES = 6  # times that a request is sent before it counts as unanswered
+PATIENCE = 90  # seconds for which a request is tried again before it counts as unanswered
+LONGEST_PAUSE = 300  # seconds that W&B's client may wait in one go because of a rate limit
+LARGEST_ANSWER = 256 << 20  # characters
 
 WORKERS = 8  # requests at a time
 BATCH = 8  # projects per request; each costs W&B four counts
@@ -56,6 +53,8 @@ COUNTS = {  # the runs that each count takes, as W&B filters them
     "running_count": {"state": "running"},
     "failed_count": {"state": {"$in": ["crashed", "failed"]}},
 }
+
+T = TypeVar("T")
 
 
 # --- console: the same in list_entities.py, export_runs.py, aggregate_runs.py and analyze_runs.py ---
@@ -127,41 +126,220 @@ def finish(main: Callable[[], int]) -> NoReturn:
 # --- end console ---
 
 
-# --- auth: the same in list_entities.py and export_runs.py ---
-class Account(NamedTuple):
-    """Whom we ask and as whom. `source` says where the key stood; the key itself is never printed or stored."""
-
-    base_url: str
-    app_url: str
-    key: str
-    source: str
-    entities: list[str]  # WANDB_ENTITY, comma-separated
+# --- connection: the same in list_entities.py and export_runs.py ---
+class Unanswered(Stop):
+    """No usable answer: the request timed out, the server failed, or the connection broke. A smaller one may pass."""
 
 
-def find_account(api_key: str | None = None) -> Account:
-    """Find the server and the key: the argument, WANDB_API_KEY, the team's key, then what `wandb login` stored.
+class Rejected(Stop):
+    """The server does not accept the key."""
 
-    Raises `Stop` with the four places when there is no key in any of them, or when the address is none.
+
+class Connection:
+    """W&B through its own client, for any number of threads, which wait together when W&B limits requests.
+
+    `account` says whose key is used at which address. `base_url` and `app_url` are the server's (without a password),
+    `entities` those of WANDB_ENTITY, `version` is the client's. `service` sends what is asked of it within `answer`.
     """
-    settings, origin = read_settings()
-    base_url = (settings.get("WANDB_BASE_URL") or stored_base_url() or DEFAULT_BASE_URL).rstrip("/")
-    if not re.match(r"https?://[^/\s]+", base_url):
-        raise Stop(f"WANDB_BASE_URL {base_url!r} is no address. Write it like {DEFAULT_BASE_URL}.")
-    if api_key:
-        key, source = api_key, "--api-key"
-    elif name := next((name for name in ("WANDB_API_KEY", TEAM_KEY) if settings.get(name)), None):
-        key, source = settings[name], f"{name} in {origin[name]}"
-    else:
-        key, source = login_key(base_url), f"`wandb login` for {urlsplit(base_url).netloc}"
-    if not key:
-        raise Stop(
-            f"no W&B API key for {base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
-            f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
-            "Set one of them; your key is shown at https://wandb.ai/authorize."
-        )
-    app_url = (settings.get("WANDB_APP_URL") or app_address(base_url)).rstrip("/")
-    entities = [name.strip() for name in settings.get("WANDB_ENTITY", "").split(",") if name.strip()]
-    return Account(base_url, app_url, key.strip(), source, entities)
+
+    def __init__(self, api_key: str | None = None) -> None:
+        """Log in with the first key there is: the argument, WANDB_API_KEY, the team's, what the client itself finds.
+
+        Raises `Stop` with the four places where there is none, and where the key or the address is wrong.
+        """
+        settings, origin = read_settings()
+        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY, "WANDB_IDENTITY_TOKEN_FILE") if name in settings), "")
+        self.source = "--api-key" if api_key else f"{name} in {origin[name]}" if name else "`wandb login`"
+        self.key = api_key or ("" if name == "WANDB_IDENTITY_TOKEN_FILE" else settings.get(name, "").strip())
+        self.entities = [entity.strip() for entity in settings.get("WANDB_ENTITY", "").split(",") if entity.strip()]
+        seconds = settings.get("WANDB_HTTP_TIMEOUT", "25")
+        if not re.fullmatch("0*[1-9][0-9]{0,3}", seconds):
+            raise Stop(f"WANDB_HTTP_TIMEOUT {seconds!r} is no whole number of seconds. Write it like 25.")
+        self.seconds = int(seconds)  # that each of the client's two attempts may take
+        self.lock, self.slots = threading.Lock(), threading.BoundedSemaphore(10)  # what the client sends at a time
+        self.under_way: list[float] = []  # when each request began
+        self.heard = self.told = self.resume_at = self.limits = 0.0  # last answer, last word, end of the pause
+        for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # the key is handed over, the sidecar is to be our own
+            os.environ.pop(name, None)
+        for name in ("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT"):
+            if name in settings:
+                os.environ[name] = settings[name].strip()
+        api = self.start_client()
+        self.service, self.key = api._service_api, api.api_key or self.key  # nothing public takes a query of one's own
+        self.app_url = without_secrets(self.service.app_url).rstrip("/")
+        self.account = f"the key from {self.source} at {self.base_url}"
+        place = origin.get("WANDB_BASE_URL")
+        if place and not self.source.endswith(f" in {place}"):
+            self.account += f" (WANDB_BASE_URL in {place})"
+
+    def start_client(self) -> Any:
+        """A `wandb.Api` that is logged in, silent, without telemetry, and fails instead of waiting for minutes."""
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        try:
+            Path.home()
+        except RuntimeError:  # nothing is found there, nothing is written there
+            os.environ["HOME"] = os.devnull
+        import wandb
+
+        self.version = wandb.__version__
+        retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
+        options = {
+            f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()
+        }
+        try:
+            settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=self.seconds, **options)
+            with ThreadPoolExecutor(1) as pool, silent_stderr():  # the sidecar starts while the rest is imported
+                setup = pool.submit(wandb.setup, settings=settings)
+                from wandb.apis.public import Api
+
+                address = os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
+                self.base_url = without_secrets(address).rstrip("/")
+                setup.result()
+            threading.Thread(target=self.watch, daemon=True).start()
+            api = self.answer(lambda seconds: Api(api_key=self.key or None, timeout=seconds))
+        except wandb.errors.UsageError:
+            raise Stop(
+                f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
+                f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
+                "Set one of them; your key is shown at https://wandb.ai/authorize."
+            ) from None
+        except ValueError as error:
+            wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
+            raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Polars takes Ctrl-C away
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return api
+
+    def ask(self, query: str, variables: dict[str, Any], tries: int = 0) -> dict[str, Any]:
+        """The `data` of one GraphQL query. Raises as `answer` does, and `Stop` where the answer is no data."""
+
+        def parse(text: str) -> Any:
+            if len(text) > LARGEST_ANSWER:
+                raise Unanswered(f"W&B's answer has {len(text) >> 20} MB, more than {LARGEST_ANSWER >> 20}", 1)
+            return json.loads(text)
+
+        send = self.service.execute_graphql
+        data = self.answer(lambda seconds: send(query, variables, timeout=seconds, parse=parse), tries)
+        if not isinstance(data, dict):
+            raise Stop(f"{self.base_url} answers with no data. Is it the address of W&B's API?", 1)
+        return data
+
+    def answer(self, send: Callable[[float], T], tries: int = 0) -> T:
+        """What `send`, given the seconds that it may take, returns. Raises `Rejected`, `Unanswered`, or another `Stop`.
+
+        `Unanswered` comes after `tries` tries, or where that is 0 after 90 to 120 seconds of trying. A rate limit (429)
+        is waited out for as long as it lasts and uses up neither.
+        """
+        from wandb.errors import AuthenticationError
+        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+        tried, spent = 0, 0.0
+        while True:
+            while (pause := self.resume_at - time.monotonic()) > 0:
+                time.sleep(pause)
+            # The client waits for as long as a rate limit asks, but not for ever.
+            limit = max(1, PATIENCE + 30 - spent) if spent else LONGEST_PAUSE + 2 * self.seconds
+            with self.slots:
+                began = time.monotonic()
+                self.under_way.append(began)
+                try:
+                    result = send(limit)
+                    self.heard, self.limits = time.monotonic(), self.limits * 0.9
+                    return result
+                except (AuthenticationError, WandbApiFailedError) as error:
+                    stop = self.explain(error.__cause__ or error, limited=not spent)
+                finally:
+                    self.under_way.remove(began)
+            if stop is None:
+                self.slow_down(began)
+                continue
+            tried, spent = tried + 1, spent + time.monotonic() - began
+            if not isinstance(stop, Unanswered) or tried == tries or (not tries and spent >= PATIENCE):
+                raise stop
+            self.word(f"... {stop}; trying again")
+            time.sleep(wait := min(16, 2**tried))
+            spent += wait
+
+    def explain(self, error: BaseException, limited: bool) -> Stop | None:
+        """What the client's error means; None for a rate limit, which a time-out is too where it may be (`limited`)."""
+        response = getattr(error, "response", None)
+        text = str(error).rpartition("while retrying: ")[2].strip()
+        status = int(getattr(response, "http_status", 0) or (re.match(r"HTTP (\d{3})", text) or [0, 0])[1])
+        words = without_secrets(re.sub(r'^(HTTP \d+: |input: |\w+ "[^"]*": )', "", text), self.key)
+        late = response is None and "in time" in text
+        if status == 429 or (late and limited):
+            return None
+        if status in (401, 403) or text.startswith("invalid credentials"):
+            return Rejected(f"{self.base_url} rejects the API key from {self.source}. Check it, or use another one.")
+        if status:
+            kind = Unanswered if status >= 500 or status in (408, 413, 425) else Stop
+            return kind(f"W&B answers HTTP {status}: {words}", 1)
+        if text.startswith("input: "):
+            kind = Unanswered if re.search("deadline exceeded|timed? ?out", words, re.IGNORECASE) else Stop
+            return kind(f"W&B answers: {words}", 1)
+        if late or re.search("deadline exceeded|Timeout|timeout", text):
+            return Unanswered(f"W&B does not answer within {self.seconds} seconds", 1)
+        if re.search("connection refused|no such host", text):
+            kind = Unanswered if self.heard else Stop  # at the start it is rather the address
+            return kind(f"{self.base_url}: {'no such host' if 'host' in words else 'the connection is refused'}", 1)
+        if re.search(r": EOF$|unexpected EOF|reset by peer|broken pipe|connection lost", text):
+            return Unanswered("the connection to W&B broke", 1)
+        if re.search("^EOF$|invalid character|cannot unmarshal", text):
+            return Stop(f"{self.base_url}: the answer is no JSON. Is it the address of W&B's API?", 1)
+        if type(error).__name__ == "AuthenticationError":
+            return Stop(f"the API key from {self.source} is none: {words}")
+        return Stop(f"{self.base_url}: {words}", 1)
+
+    def slow_down(self, began: float) -> None:
+        """Make every thread wait, longer each time, after a request that began then met a rate limit."""
+        with self.lock:
+            if began < self.resume_at:  # before the pause that another thread's request brought
+                return
+            self.limits += 1
+            pause = min(60, 2**self.limits)
+            self.resume_at = time.monotonic() + pause
+        self.word(f"... W&B limits requests; waiting {pause:.0f} s")
+
+    def watch(self) -> None:
+        """Say so while W&B does not answer."""
+        while True:
+            time.sleep(0.5)
+            silence = time.monotonic() - max(self.heard, min(self.under_way, default=math.inf))
+            if silence > 4:
+                self.word(f"... no answer from {self.base_url} for {silence:.0f} s; still waiting")
+
+    def word(self, message: str) -> None:
+        """Say why nothing happens; many threads and tries have the same to say, which is said every 15 seconds."""
+        with self.lock:
+            if time.monotonic() - self.told < 15:
+                return
+            self.told = time.monotonic()
+        say(message)
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """What starts meanwhile has no stderr: the client's sidecar logs there when it cannot write to a file."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def without_secrets(text: object, key: str = "") -> str:
+    """A server's text as it may be shown: at most 200 characters, no part of the key, no address's secret part."""
+    line = plain(text)[:5000]
+    line = re.sub(r"(?<=://)[^/\s@]*@|(?i:(?<=basic )|(?<=bearer )|(?<=eyJ))[\w.~+/=-]+", "", line)
+    line = re.sub(r"""(?<=://)([^\s?"'<>]+)\?[^\s"'<>]*""", r"\1", line)
+    key = key.removeprefix("wandb_v1_")
+    spelled = [key, key.encode().hex(), *(base64.b64encode(b"api"[:n] + key.encode()).decode() for n in range(3))]
+    pieces = {word[n : n + 5].lower() for word in spelled for n in range(len(word) - 4)}
+    hidden = {n + m for n in range(len(line)) if line[n : n + 5].lower() in pieces for m in range(5)}
+    return "".join(char for n, char in enumerate(line) if n not in hidden)[:200]
 
 
 def read_settings() -> tuple[dict[str, str], dict[str, str]]:
@@ -175,213 +353,68 @@ def read_settings() -> tuple[dict[str, str], dict[str, str]]:
     origin = dict.fromkeys(settings, "the environment")
     script = Path(__file__).resolve().parent
     beside = next((folder / ".env" for folder in (script, *script.parents) if (folder / ".env").is_file()), "")
-    for path in (find_dotenv(usecwd=True), str(beside)):
-        try:
-            values = dotenv_values(path) if path else {}
-        except UnicodeDecodeError:
-            raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
+    for path in filter(None, dict.fromkeys((find_dotenv(usecwd=True), str(beside)))):
+        with Path(path).open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            if os.name == "posix" and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002):
+                say(f"{path} is not read: it belongs to another user, or anyone may write to it")
+                continue
+            try:
+                values = dotenv_values(stream=file)
+            except UnicodeDecodeError:
+                raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
         for name, value in values.items():
             if value and value.strip() and name not in settings:
                 settings[name], origin[name] = value, path
     return settings, origin
 
 
-def stored_base_url() -> str | None:
-    """The address that `wandb login --host` stored in W&B's settings file, if any."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-    parser = configparser.ConfigParser(interpolation=None)
+@contextlib.contextmanager
+def expected(what: str) -> Iterator[None]:
+    """An answer that is not of the form W&B's schema promises ends in a `Stop` that says so."""
     try:
-        parser.read(folder / "settings", encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        say(f"{folder / 'settings'} cannot be read and is passed over: {error}")
-    return parser.get("default", "base_url", fallback=None)
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Stop(f"W&B's answer about {what} is malformed ({type(error).__name__}: {error})", 1) from error
 
 
-def login_key(base_url: str) -> str | None:
-    """The key that `wandb login` stored for the server, or None."""
-    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
-    path = next((path for place in places if place and (path := Path(place).expanduser()).is_file()), None)
-    if path is None:
+def next_cursor(page: dict[str, Any], seen: set[str]) -> str | None:
+    """Where the page after this one starts, None after the last. Raises `Stop` where it leads nowhere or in circles."""
+    if not page["pageInfo"]["hasNextPage"]:
         return None
-    # One login serves several addresses: W&B's own client falls back in the same way.
-    hosts = [urlsplit(base_url).netloc, FORGE_HOSTS.get(forge_host(base_url) or "")]
-    try:
-        entries = [netrc.netrc(path).authenticators(host) for host in hosts if host]
-    except (netrc.NetrcParseError, OSError) as error:
-        say(f"{path} cannot be read and is passed over: {error}")
-        return None
-    return next((entry[2] for entry in entries if entry and entry[2]), None)
+    cursor = page["pageInfo"]["endCursor"]
+    if not cursor or not page["edges"] or cursor in seen:
+        raise Stop("W&B's listing does not go on: its pages are empty, or lead nowhere or in circles", 1)
+    seen.add(cursor)
+    return cursor
 
 
-def forge_host(base_url: str) -> str | None:
-    """The host of W&B's hosted service behind an API address; None for a server of one's own."""
-    host = urlsplit(base_url).hostname
-    return next((forge for forge, api in FORGE_HOSTS.items() if host in (forge, f"api.{forge}", api)), None)
+def visible_entities(connection: Connection) -> list[str]:
+    """The key's own entity, then its teams."""
+    viewer = connection.ask("query Viewer { viewer { entity teams { edges { node { name } } } } }", {})["viewer"]
+    with expected("the key's entities"):
+        return list(dict.fromkeys([viewer["entity"], *(edge["node"]["name"] for edge in viewer["teams"]["edges"])]))
 
 
-def app_address(base_url: str) -> str:
-    """The address of the pages that belong to an API address (the rule of `wandb.util.api_to_app_url`)."""
-    if forge := forge_host(base_url):
-        return f"https://{forge}/wandb"
-    if "://api.wandb." in base_url and "://api.wandb.test" not in base_url:
-        return base_url.replace("://api.", "://")
-    return base_url.replace("://api.", "://app.")
-
-
-# --- end auth ---
-
-
-# --- graphql: the same in list_entities.py and export_runs.py ---
-class Trouble(Exception):
-    """W&B did not give what it was asked for; the message says why."""
-
-
-class Unanswered(Trouble):
-    """No usable answer: the request timed out, the server failed, or the connection broke. A smaller one may pass."""
-
-
-class Rejected(Trouble):
-    """The server does not accept the key."""
-
-
-class Server:
-    """W&B's GraphQL endpoint for any number of threads, which slow down together when it limits requests.
-
-    The scripts speak the protocol of W&B's own client themselves: importing the client and starting its sidecar
-    costs more than most exports, and the sidecar hides the time-outs and rate limits that a fast export adapts to.
-    """
-
-    def __init__(self, account: Account, connections: int) -> None:
-        import urllib3
-
-        self.account = account
-        self.requests = 0
-        self.lock = threading.Lock()
-        self.resume_at = 0.0  # monotonic; no request starts earlier
-        self.gap = 0.0  # seconds between the starts of two requests
-        seconds = os.environ.get("WANDB_HTTP_TIMEOUT") or "30"
-        if not re.fullmatch(r"\d+(\.\d+)?", seconds) or not float(seconds):
-            raise Stop(f"WANDB_HTTP_TIMEOUT {seconds!r} is no number of seconds. Write it like 30.")
-        timeout = urllib3.Timeout(connect=10, read=float(seconds))
-        options = {"maxsize": connections, "timeout": timeout, "retries": False}
-        options["ca_certs"] = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-        address = urlsplit(account.base_url)
-        proxies = urllib.request.getproxies()
-        proxy = proxies.get(address.scheme) or proxies.get("all")
-        if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
-            proxy = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
-            if proxy.scheme not in ("http", "https"):
-                raise Stop(f"the proxy for {account.base_url} is of the kind {proxy.scheme}. Set an http or https one.")
-            proxy_login = urllib3.make_headers(proxy_basic_auth=unquote(proxy.auth)) if proxy.auth else {}
-            self.pool = urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=proxy_login, **options)
-        else:
-            self.pool = urllib3.PoolManager(**options)
-        login = base64.b64encode(f"api:{account.key}".encode()).decode()
-        self.headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
-
-    def ask(self, query: str, variables: dict[str, Any], tries: int = TRIES) -> dict[str, Any]:
-        """The `data` of one GraphQL query. Raises `Rejected`, `Unanswered` after `tries` tries, or `Trouble`.
-
-        A rate limit (429) is waited out for as long as it lasts and uses up no try.
-        """
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        text = self.send("POST", f"{self.account.base_url}/graphql", body, self.headers, tries)
-        try:
-            reply = json.loads(text)
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict):
-            start = text[:60].decode(errors="replace").strip()
-            raise Trouble(f"the answer is no JSON but {start!r}. Is WANDB_BASE_URL the address of W&B's API?")
-        if reply.get("data") is None or reply.get("errors"):
-            errors = [str(error.get("message", error)) for error in reply.get("errors") or [{"message": "no data"}]]
-            timed_out = re.search("deadline exceeded|timed? ?out", " ".join(errors), re.IGNORECASE)
-            raise (Unanswered if timed_out else Trouble)("; ".join(errors))
-        return reply["data"]
-
-    def send(self, method: str, url: str, body: bytes | None, headers: dict[str, str], tries: int = TRIES) -> bytes:
-        """The body of the answer to one request; the rules for errors are those of `ask`."""
-        import urllib3
-
-        headers = {"Accept-Encoding": "gzip", "User-Agent": "wandb-tools", **headers}
-        attempt = limited = 0
-        while True:
-            self.wait_for_turn()
-            try:
-                reply = self.pool.request(method, url, body=body, headers=headers)
-                if reply.status == 200:
-                    self.gap *= 0.8
-                    return reply.data
-                trouble = f"HTTP {reply.status} {reply.data[:200].decode(errors='replace').strip()}"
-            except urllib3.exceptions.HTTPError as error:
-                reply, trouble = None, f"{type(error).__name__}: {str(error).split('Caused by')[-1].strip(' ()')}"
-            if reply is not None and reply.status == 429:
-                limited += 1
-                self.slow_down(reply.headers.get("Retry-After"), limited)
-                continue
-            if reply is not None and reply.status in (401, 403):
-                raise Rejected(trouble)
-            if reply is not None and reply.status < 500 and reply.status not in (408, 425):
-                raise Trouble(trouble)
-            attempt += 1
-            if attempt >= tries:
-                raise Unanswered(trouble)
-            time.sleep(min(8, 0.25 * 2**attempt) * random.uniform(0.75, 1.25))
-
-    def wait_for_turn(self) -> None:
-        """Hold this thread until the server may be asked again."""
-        while True:
-            with self.lock:
-                now = time.monotonic()
-                if now >= self.resume_at:
-                    self.resume_at = now + self.gap
-                    self.requests += 1
-                    return
-                wait = self.resume_at - now
-            time.sleep(wait)
-
-    def slow_down(self, retry_after: str | None, limited: int) -> None:
-        """Make every thread wait as long as W&B asks, and spread the requests that follow."""
-        pause = float(retry_after) if (retry_after or "").replace(".", "", 1).isdigit() else min(60, 2.0**limited)
-        with self.lock:
-            if time.monotonic() + pause > self.resume_at + 1:  # not once more for every thread that hit the same limit
-                say(f"... W&B limits requests; waiting {pause:.0f} s")
-            self.resume_at = max(self.resume_at, time.monotonic() + pause)
-            self.gap = min(2.0, max(0.05, self.gap * 2))
-
-
-def find_viewer(server: Server) -> dict[str, Any]:
-    """The user whose key it is: `entity` (their default) and `teams` (names). Raises `Rejected` or `Trouble`."""
-    query = "query Viewer { viewer { username entity teams { edges { node { name } } } } }"
-    viewer = server.ask(query, {}).get("viewer")
-    if not viewer:
-        raise Rejected("the key belongs to no user")
-    return {"entity": viewer["entity"], "teams": [edge["node"]["name"] for edge in viewer["teams"]["edges"]]}
-
-
-def list_projects(server: Server, entity: str) -> list[str]:
+def list_projects(connection: Connection, entity: str) -> list[str]:
     """The names of all projects of an entity, newest first as W&B lists them; empty if it cannot be seen."""
     query = """query Projects($entity: String!, $after: String) {
       models(entityName: $entity, first: 500, after: $after) {
         edges { node { name } } pageInfo { endCursor hasNextPage } } }"""
     names: list[str] = []
+    seen: set[str] = set()
     after = None
     while True:
-        page = server.ask(query, {"entity": entity, "after": after}).get("models")
+        page = connection.ask(query, {"entity": entity, "after": after}).get("models")
         if page is None:
             return names
-        names += [edge["node"]["name"] for edge in page["edges"]]
-        after = page["pageInfo"]["endCursor"]
-        if not page["pageInfo"]["hasNextPage"]:
-            return names
+        with expected(f"the projects of {entity}"):
+            names += [edge["node"]["name"] for edge in page["edges"]]
+            if (after := next_cursor(page, seen)) is None:
+                return names
 
 
-def rejected(account: Account) -> Stop:
-    """The end of a script whose key the server rejects."""
-    return Stop(f"{account.base_url} rejects the API key from {account.source}. Check it, or use another one.")
-
-
-# --- end graphql ---
+# --- end connection ---
 
 
 class Listing(NamedTuple):
@@ -419,28 +452,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def visible_entities(server: Server) -> list[str]:
-    """The key's own entity, then its teams."""
-    viewer = find_viewer(server)
-    return list(dict.fromkeys(name for name in (viewer["entity"], *viewer["teams"]) if name))
-
-
 def find_projects(
-    server: Server, entities: Sequence[str], pool: ThreadPoolExecutor
-) -> tuple[dict[str, list[str]], dict[str, Trouble]]:
+    connection: Connection, entities: Sequence[str], pool: ThreadPoolExecutor
+) -> tuple[dict[str, list[str]], dict[str, Stop]]:
     """entity -> names of its projects, and entity -> what went wrong instead. Raises `Rejected`."""
 
-    def find(entity: str) -> list[str] | Trouble:
+    def find(entity: str) -> list[str] | Stop:
         try:
-            return list_projects(server, entity)
+            return list_projects(connection, entity)
         except Rejected:
             raise
-        except Trouble as trouble:
-            return trouble
+        except Stop as stop:
+            return stop
 
     found = dict(zip(entities, pool.map(find, entities), strict=True))
-    troubles = {entity: projects for entity, projects in found.items() if isinstance(projects, Trouble)}
-    return {entity: projects for entity, projects in found.items() if not isinstance(projects, Trouble)}, troubles
+    troubles = {entity: projects for entity, projects in found.items() if isinstance(projects, Stop)}
+    return {entity: projects for entity, projects in found.items() if not isinstance(projects, Stop)}, troubles
 
 
 def count_query(projects: Sequence[tuple[str, str]]) -> tuple[str, dict[str, str]]:
@@ -459,22 +486,22 @@ def count_query(projects: Sequence[tuple[str, str]]) -> tuple[str, dict[str, str
     return query, variables
 
 
-def count_runs(server: Server, projects: Sequence[tuple[str, str]]) -> Iterator[tuple[dict[str, Any], str]]:
+def count_runs(connection: Connection, projects: Sequence[tuple[str, str]]) -> Iterator[tuple[dict[str, Any], str]]:
     """What `--json` says about each (entity, project), and what went wrong with it, if anything. Raises `Rejected`.
 
     A request that stays unanswered is cut in two: one project that is too much for W&B should not cost the others.
     """
     try:
-        data = server.ask(*count_query(projects), tries=TRIES if len(projects) == 1 else 2)
+        data = connection.ask(*count_query(projects), tries=0 if len(projects) == 1 else 1)
     except Rejected:
         raise
-    except Trouble as trouble:
+    except Stop as stop:
         if len(projects) > 1:
             middle = len(projects) // 2
-            yield from count_runs(server, projects[:middle])
-            yield from count_runs(server, projects[middle:])
+            yield from count_runs(connection, projects[:middle])
+            yield from count_runs(connection, projects[middle:])
             return
-        data, problem = {}, str(trouble)
+        data, problem = {}, str(stop)
     else:
         problem = "W&B shows no such project any more"
     for number, (_, name) in enumerate(projects):
@@ -486,7 +513,7 @@ def count_runs(server: Server, projects: Sequence[tuple[str, str]]) -> Iterator[
 
 
 def count_all(
-    server: Server, found: dict[str, list[str]], pool: ThreadPoolExecutor
+    connection: Connection, found: dict[str, list[str]], pool: ThreadPoolExecutor
 ) -> tuple[list[Listing], dict[str, str]]:
     """A `Listing` per entity, and `entity/project` -> what went wrong with it."""
     from rich.console import Console
@@ -495,7 +522,7 @@ def count_all(
     projects = [(entity, name) for entity, names in found.items() for name in names]
     size = max(1, min(BATCH, -(-len(projects) // WORKERS)))  # few projects: still all workers at once
     batches = [projects[start : start + size] for start in range(0, len(projects), size)]
-    answers = pool.map(lambda batch: list(count_runs(server, batch)), batches)
+    answers = pool.map(lambda batch: list(count_runs(connection, batch)), batches)
     shown = track(
         answers,
         description="counting runs",
@@ -570,19 +597,19 @@ def show(listings: Sequence[Listing]) -> None:
         console.print(table)
 
 
-def list_entities(server: Server, args: argparse.Namespace) -> int:
+def list_entities(connection: Connection, args: argparse.Namespace) -> int:
     """Ask for everything, print it, and name on stderr what cannot be shown; returns the exit code."""
     pool = ThreadPoolExecutor(WORKERS)
-    asked = [name.strip() for name in args.entity] or ([] if args.discover else server.account.entities)
-    visible = visible_entities(server) if args.discover or not asked else []
+    asked = [name.strip() for name in args.entity] or ([] if args.discover else connection.entities)
+    visible = visible_entities(connection) if args.discover or not asked else []
     entities = list(dict.fromkeys([*asked, *(visible if args.discover or asked else visible[:1])]))
     if not entities:
         raise Stop("this key has no entity of its own. Name one with -e.")
-    found, troubles = find_projects(server, entities, pool)
+    found, troubles = find_projects(connection, entities, pool)
     # W&B answers alike for an entity that is empty, hidden or misspelt; only the key's own list tells them apart.
     doubtful = [entity for entity in entities if not found.get(entity)]
     if doubtful and not visible:
-        visible = visible_entities(server)
+        visible = visible_entities(connection)
     unknown = [e for e in doubtful if e not in visible and not isinstance(troubles.get(e), Unanswered)]
     for entity in unknown:
         found.pop(entity, None)
@@ -590,7 +617,7 @@ def list_entities(server: Server, args: argparse.Namespace) -> int:
     if unknown == entities:
         return 2
     failures = {entity: str(trouble) for entity, trouble in troubles.items() if entity not in unknown}
-    listings, uncounted = count_all(server, found, pool)
+    listings, uncounted = count_all(connection, found, pool)
     failures |= uncounted
     for name, problem in failures.items():
         say(f"error: {name}: {problem}")
@@ -604,14 +631,9 @@ def list_entities(server: Server, args: argparse.Namespace) -> int:
 def main() -> int:
     """List the entities that the command line names; returns the exit code."""
     args = parse_arguments()
-    account = find_account()
-    say(f"Using the key from {account.source} at {account.base_url}")
-    try:
-        return list_entities(Server(account, WORKERS), args)
-    except Rejected:
-        raise rejected(account) from None
-    except Trouble as trouble:
-        raise Stop(f"{account.base_url}: {trouble}", 1) from None
+    connection = Connection()
+    say(f"Using {connection.account}")
+    return list_entities(connection, args)
 
 
 if __name__ == "__main__":
