@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import TOOLS, clean_env, load_script, run_script
+from conftest import TOOLS, clean_env, run_script
 from wandb_server import WandbServer
 
 letters = random.Random(7)

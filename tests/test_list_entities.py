@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -114,21 +118,50 @@ print(json.dumps(found))
     assert len(theirs) == 4
 
 
-def test_table_is_sorted_totalled_and_fits_eighty_columns(server, tmp_path):
+def on_terminal(*args: str, cwd: Path, env: dict[str, str]) -> str:
+    """What the script shows on a terminal of 80 columns."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    command = [sys.executable, TOOLS / "list_entities.py", *args]
+    environment = env | {"TERM": "xterm"}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=slave, stdout=slave, stderr=subprocess.PIPE)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the script has ended
+        while part := os.read(master, 65536):
+            shown += part
+    os.close(master)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 0, errors
+    return re.sub(r"\x1b\[[\d;]*m", "", shown.decode())
+
+
+def test_table_is_sorted_and_totalled_and_fits_a_terminal_but_folds_no_name_in_a_pipe(server, tmp_path):
     sample(server)
     server.add_run(TEAM, "x" * 100, state="finished", created_at="2026-01-02T03:04:05Z")
     server.add_run(TEAM, "[bold]a :smile: [/x]", state="crashed", created_at="2024-01-02T03:04:05Z")
+    server.add_run(TEAM, "clear\x1b[2J\u202e\x9b", state="crashed", created_at="2023-01-02T03:04:05Z")
     done = run_script("list_entities.py", "-e", TEAM, cwd=tmp_path, env=env(server, tmp_path))
     assert done.returncode == 0, done.stderr
-    assert all(len(line) <= 80 for line in done.stdout.splitlines()), done.stdout
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[0] == f"{TEAM}: 6 projects, 314 runs".split()
-    assert ["spectral_denoising", "216", "201", "0", "15", "93.1%", "2025-09-20"] in lines
-    assert ["total", "314", "293", "3", "18", "93.3%", "2026-01-02"] in lines
-    assert "[bold]a :smile: [/x]" in done.stdout
-    counts = [int(line[1]) for line in lines if len(line) == 7 and line[1].isdigit() and line[0] != "total"]
-    assert counts == sorted(counts, reverse=True)
-    assert "\x1b" not in done.stdout + done.stderr
+    shown = on_terminal("-e", TEAM, cwd=tmp_path, env=env(server, tmp_path))
+    assert all(len(line) <= 80 for line in shown.splitlines()), shown
+    for text in (done.stdout, shown):
+        lines = [line.split() for line in text.splitlines()]
+        assert lines[0] == f"{TEAM}: 7 projects, 315 runs".split()
+        assert ["spectral_denoising", "216", "201", "0", "15", "93.1%", "2025-09-20"] in lines
+        assert ["total", "315", "293", "3", "19", "93.0%", "2026-01-02"] in lines
+        assert "[bold]a :smile: [/x]" in text
+        assert "clear\ufffd[2J\ufffd\ufffd" in text
+        counts = [int(line[1]) for line in lines if len(line) == 7 and line[1].isdigit() and line[0] != "total"]
+        assert counts == sorted(counts, reverse=True)
+        assert not set("\x1b\u202e\x9b") & set(text)
+    assert ["x" * 100, "1", "1", "0", "0", "100.0%", "2026-01-02"] in [
+        line.split() for line in done.stdout.splitlines()
+    ]
+    printed = run_script("list_entities.py", "-e", TEAM, "--json", cwd=tmp_path, env=env(server, tmp_path)).stdout
+    assert not set("\x1b\u202e\x9b") & set(printed)
+    names = [project["name"] for project in json.loads(printed)["entities"][0]["projects"]]
+    assert "clear\x1b[2J\u202e\x9b" in names
 
 
 def test_entities_asked_for(server, tmp_path):
@@ -185,10 +218,9 @@ def test_a_request_that_is_too_much_is_cut_in_two(server, connection):
     sample(server)
     projects = [(TEAM, project.name) for project in server.projects_of(TEAM)]
     server.weather.error_5xx, server.weather.only = 2, {"CountRuns"}  # the client asks twice
-    counted = list(script.count_runs(connection, projects))
-    assert [facts["name"] for facts, _ in counted] == [name for _, name in projects]
-    assert [facts["run_count"] for facts, _ in counted] == [len(server.runs(*project)) for project in projects]
-    assert [problem for _, problem in counted] == [""] * 4
+    counted = script.count_runs(connection, projects)
+    assert [facts["name"] for facts in counted] == [name for _, name in projects]
+    assert [facts["run_count"] for facts in counted] == [len(server.runs(*project)) for project in projects]
     assert server.stats.requests["CountRuns"] == 4
 
 
@@ -196,10 +228,10 @@ def test_a_project_that_vanished_is_named_and_the_others_are_counted(server, con
     script = load_script("list_entities.py")
     sample(server)
     projects = [(TEAM, "pyg_transfer"), (TEAM, "gone")]
-    (first, fine), (second, problem) = script.count_runs(connection, projects)
-    assert (first["run_count"], fine) == (24, "")
-    assert second == {"name": "gone"} | dict.fromkeys([*script.COUNTS, "last_run_at"])
-    assert "no such project" in problem
+    first, second = script.count_runs(connection, projects)
+    assert first["run_count"] == 24
+    assert isinstance(second, script.Stop)
+    assert "no such project" in str(second)
 
 
 def test_projects_that_cannot_be_counted_are_named_and_shown_without_counts(server, connection, monkeypatch, capsys):
@@ -211,7 +243,7 @@ def test_projects_that_cannot_be_counted_are_named_and_shown_without_counts(serv
     assert script.list_entities(connection, args) == 1
     shown = capsys.readouterr()
     assert shown.err.count("error: ") == 4
-    assert f"error: {TEAM}/pyg_transfer: W&B answers HTTP 503" in shown.err
+    assert f"error: {TEAM}/pyg_transfer: {server.url}: HTTP 503" in shown.err
     assert ["pyg_transfer", "-", "-", "-", "-", "-", "-"] in [line.split() for line in shown.out.splitlines()]
 
 
@@ -233,7 +265,7 @@ def test_control_c_ends_it_at_once(server, tmp_path):
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("args", [["-e"], ["-e", " "], ["--nonsense"], ["surplus"]])
+@pytest.mark.parametrize("args", [["-e"], ["-e", " "], ["-e", f"{TEAM}/pyg_transfer"], ["--nonsense"], ["surplus"]])
 def test_wrong_arguments_end_with_two(tmp_path, args):
     done = run_script("list_entities.py", *args, cwd=tmp_path)
     assert done.returncode == 2

@@ -26,18 +26,17 @@ import argparse
 import base64
 import contextlib
 import difflib
+import importlib
 import json
-import math
 import os
 import re
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 # What a copier may want to change.
 TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-account key in .env
@@ -135,6 +134,75 @@ class Rejected(Stop):
     """The server does not accept the key."""
 
 
+def read_settings() -> dict[str, tuple[str, str]]:
+    """name -> value and where it stood: the environment, `.env` of the working directory or above, then the script's.
+
+    The first place that has a non-empty value wins.
+    """
+    from dotenv import dotenv_values
+
+    settings = {name: (value.strip(), "the environment") for name, value in os.environ.items() if value.strip()}
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        path = next((path for folder in (start, *start.parents) if (path := folder / ".env").is_file()), None)
+        if path is None:
+            continue
+        with path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            if os.name == "posix" and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002):
+                say(f"{path} is not read: it belongs to another user, or anyone may write to it")
+                continue
+            try:
+                values = dotenv_values(stream=file)
+            except UnicodeDecodeError:
+                raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
+        found = {name: (value.strip(), str(path)) for name, value in values.items() if value and value.strip()}
+        settings = found | settings
+    return settings
+
+
+def without_secrets(text: object, key: str = "") -> str:
+    """A server's text as it may be shown: at most 200 characters, no part of the key, no address's secret part."""
+    line = plain(text)[:5000]
+    line = re.sub(r"(?<=://)[^/\s@]*@|(?i:(?<=basic )|(?<=bearer )|(?<=eyJ))[\w.~+/=-]+", "", line)
+    line = re.sub(r"""(?<=://)([^\s?"'<>]+)\?[^\s"'<>]*""", r"\1", line)
+    key = key.removeprefix("wandb_v1_")
+    spelled = [key, key.encode().hex(), *(base64.b64encode(b"api"[:n] + key.encode()).decode() for n in range(3))]
+    pieces = {word[n : n + 5].lower() for word in spelled for n in range(len(word) - 4)}
+    hidden = {n + m for n in range(len(line)) if line[n : n + 5].lower() in pieces for m in range(5)}
+    return "".join(char for n, char in enumerate(line) if n not in hidden)[:200]
+
+
+def start_client(seconds: int) -> str:
+    """Start W&B's client, silent and without telemetry; it gives a request two attempts of `seconds`, not twenty.
+
+    Returns the server's address. Raises `Stop` where the client refuses a setting, such as an address that is none.
+    """
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # keys are handed over; the sidecar is to be our own
+        os.environ.pop(name, None)
+    try:
+        Path.home()
+    except RuntimeError:  # nothing is found there, nothing is written there
+        os.environ["HOME"] = os.devnull
+    import wandb
+
+    retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
+    options = {f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()}
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the sidecar logs there when it finds no place for a file
+    try:
+        settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=seconds, **options)
+        with ThreadPoolExecutor(1) as pool:  # the sidecar starts while the rest is imported
+            setup = pool.submit(wandb.setup, settings=settings)
+            importlib.import_module("wandb.apis.public")
+        return os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
+    except ValueError as error:  # pydantic's
+        wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
+        raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
+    finally:
+        os.dup2(stderr, 2)
+
+
 class Connection:
     """W&B through its own client, for any number of threads, which wait together when W&B limits requests.
 
@@ -147,56 +215,26 @@ class Connection:
 
         Raises `Stop` with the four places where there is none, and where the key or the address is wrong.
         """
-        settings, origin = read_settings()
-        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY, "WANDB_IDENTITY_TOKEN_FILE") if name in settings), "")
-        self.source = "--api-key" if api_key else f"{name} in {origin[name]}" if name else "`wandb login`"
-        self.key = api_key or ("" if name == "WANDB_IDENTITY_TOKEN_FILE" else settings.get(name, "").strip())
-        self.entities = [entity.strip() for entity in settings.get("WANDB_ENTITY", "").split(",") if entity.strip()]
-        seconds = settings.get("WANDB_HTTP_TIMEOUT", "25")
+        settings = read_settings()
+        self.entities = [name.strip() for name in settings.get("WANDB_ENTITY", " ")[0].split(",") if name.strip()]
+        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY) if name in settings), None)
+        self.key, place = (api_key, "--api-key") if api_key else settings[name] if name else ("", "`wandb login`")
+        self.source = f"{name} in {place}" if name and not api_key else place
+        os.environ |= {name: settings[name][0] for name in ("WANDB_BASE_URL", "WANDB_APP_URL") if name in settings}
+        seconds = os.environ.get("WANDB_HTTP_TIMEOUT") or "25"
         if not re.fullmatch("0*[1-9][0-9]{0,3}", seconds):
             raise Stop(f"WANDB_HTTP_TIMEOUT {seconds!r} is no whole number of seconds. Write it like 25.")
-        self.seconds = int(seconds)  # that each of the client's two attempts may take
+        self.seconds = int(seconds)  # for each of the client's two attempts
         self.lock, self.slots = threading.Lock(), threading.BoundedSemaphore(10)  # what the client sends at a time
         self.under_way: list[float] = []  # when each request began
-        self.heard = self.told = self.resume_at = self.limits = 0.0  # last answer, last word, end of the pause
-        for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # the key is handed over, the sidecar is to be our own
-            os.environ.pop(name, None)
-        for name in ("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT"):
-            if name in settings:
-                os.environ[name] = settings[name].strip()
-        api = self.start_client()
-        self.service, self.key = api._service_api, api.api_key or self.key  # nothing public takes a query of one's own
-        self.app_url = without_secrets(self.service.app_url).rstrip("/")
-        self.account = f"the key from {self.source} at {self.base_url}"
-        place = origin.get("WANDB_BASE_URL")
-        if place and not self.source.endswith(f" in {place}"):
-            self.account += f" (WANDB_BASE_URL in {place})"
-
-    def start_client(self) -> Any:
-        """A `wandb.Api` that is logged in, silent, without telemetry, and fails instead of waiting for minutes."""
-        os.environ["WANDB_ERROR_REPORTING"] = "false"
-        try:
-            Path.home()
-        except RuntimeError:  # nothing is found there, nothing is written there
-            os.environ["HOME"] = os.devnull
+        self.heard = self.resume_at = self.limits = 0.0  # last answer, end of the pause, rate limits of late
+        self.news = ""  # what is waited for
+        self.base_url = without_secrets(start_client(self.seconds)).rstrip("/")
+        threading.Thread(target=self.watch, daemon=True).start()
         import wandb
 
-        self.version = wandb.__version__
-        retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
-        options = {
-            f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()
-        }
         try:
-            settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=self.seconds, **options)
-            with ThreadPoolExecutor(1) as pool, silent_stderr():  # the sidecar starts while the rest is imported
-                setup = pool.submit(wandb.setup, settings=settings)
-                from wandb.apis.public import Api
-
-                address = os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
-                self.base_url = without_secrets(address).rstrip("/")
-                setup.result()
-            threading.Thread(target=self.watch, daemon=True).start()
-            api = self.answer(lambda seconds: Api(api_key=self.key or None, timeout=seconds))
+            api = self.answer(lambda limit: wandb.Api(api_key=self.key or None, timeout=limit))
         except wandb.errors.UsageError:
             raise Stop(
                 f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
@@ -204,25 +242,23 @@ class Connection:
                 "Set one of them; your key is shown at https://wandb.ai/authorize."
             ) from None
         except ValueError as error:
-            wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
-            raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Polars takes Ctrl-C away
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        return api
+            raise Stop(f"the W&B client refuses {self.base_url}: {without_secrets(error)}") from None
+        self.service, self.key = api._service_api, api.api_key or ""  # nothing public takes a query of one's own
+        self.app_url, self.version = without_secrets(self.service.app_url).rstrip("/"), wandb.__version__
+        self.account = f"the key from {self.source} at {self.base_url}"
+        if "WANDB_BASE_URL" in settings and settings["WANDB_BASE_URL"][1] != place:
+            self.account += f" (WANDB_BASE_URL in {settings['WANDB_BASE_URL'][1]})"
 
     def ask(self, query: str, variables: dict[str, Any], tries: int = 0) -> dict[str, Any]:
         """The `data` of one GraphQL query. Raises as `answer` does, and `Stop` where the answer is no data."""
-
-        def parse(text: str) -> Any:
-            if len(text) > LARGEST_ANSWER:
-                raise Unanswered(f"W&B's answer has {len(text) >> 20} MB, more than {LARGEST_ANSWER >> 20}", 1)
-            return json.loads(text)
-
         send = self.service.execute_graphql
-        data = self.answer(lambda seconds: send(query, variables, timeout=seconds, parse=parse), tries)
-        if not isinstance(data, dict):
-            raise Stop(f"{self.base_url} answers with no data. Is it the address of W&B's API?", 1)
-        return data
+        text = self.answer(lambda limit: send(query, variables, timeout=limit, parse=str), tries)
+        if len(text) > LARGEST_ANSWER:
+            raise Unanswered(f"{self.base_url}: the answer has {len(text) >> 20} MB, which is too much", 1)
+        with expected("the answer"):
+            if isinstance(data := json.loads(text), dict):
+                return data
+        raise Stop(f"{self.base_url}: the answer holds no data. Is this the address of W&B's API?", 1)
 
     def answer(self, send: Callable[[float], T], tries: int = 0) -> T:
         """What `send`, given the seconds that it may take, returns. Raises `Rejected`, `Unanswered`, or another `Stop`.
@@ -237,7 +273,7 @@ class Connection:
         while True:
             while (pause := self.resume_at - time.monotonic()) > 0:
                 time.sleep(pause)
-            # The client waits for as long as a rate limit asks, but not for ever.
+            # The client itself waits for as long as a rate limit asks, but not for ever.
             limit = max(1, PATIENCE + 30 - spent) if spent else LONGEST_PAUSE + 2 * self.seconds
             with self.slots:
                 began = time.monotonic()
@@ -256,126 +292,62 @@ class Connection:
             tried, spent = tried + 1, spent + time.monotonic() - began
             if not isinstance(stop, Unanswered) or tried == tries or (not tries and spent >= PATIENCE):
                 raise stop
-            self.word(f"... {stop}; trying again")
+            self.news = f"{stop}; trying again"
             time.sleep(wait := min(16, 2**tried))
             spent += wait
 
     def explain(self, error: BaseException, limited: bool) -> Stop | None:
-        """What the client's error means; None for a rate limit, which a time-out is too where it may be (`limited`)."""
+        """What an error of the client means; None for a rate limit, which a time-out is where it may be (`limited`)."""
         response = getattr(error, "response", None)
         text = str(error).rpartition("while retrying: ")[2].strip()
-        status = int(getattr(response, "http_status", 0) or (re.match(r"HTTP (\d{3})", text) or [0, 0])[1])
-        words = without_secrets(re.sub(r'^(HTTP \d+: |input: |\w+ "[^"]*": )', "", text), self.key)
-        late = response is None and "in time" in text
-        if status == 429 or (late and limited):
+        status = getattr(response, "http_status", 0) or int((re.match(r"HTTP (\d{3})", text) or ("", 0))[1])
+        if status == 429 or (limited and response is None and "in time" in text):
             return None
         if status in (401, 403) or text.startswith("invalid credentials"):
             return Rejected(f"{self.base_url} rejects the API key from {self.source}. Check it, or use another one.")
+        words = without_secrets(re.sub(r'^(HTTP \d+: |input:[\d:]* |\w+ "[^"]*": )', "", text), self.key)
+        passing = status >= 500 or status in (408, 413, 425)
         if status:
-            kind = Unanswered if status >= 500 or status in (408, 413, 425) else Stop
-            return kind(f"W&B answers HTTP {status}: {words}", 1)
-        if text.startswith("input: "):
-            kind = Unanswered if re.search("deadline exceeded|timed? ?out", words, re.IGNORECASE) else Stop
-            return kind(f"W&B answers: {words}", 1)
-        if late or re.search("deadline exceeded|Timeout|timeout", text):
-            return Unanswered(f"W&B does not answer within {self.seconds} seconds", 1)
-        if re.search("connection refused|no such host", text):
-            kind = Unanswered if self.heard else Stop  # at the start it is rather the address
-            return kind(f"{self.base_url}: {'no such host' if 'host' in words else 'the connection is refused'}", 1)
-        if re.search(r": EOF$|unexpected EOF|reset by peer|broken pipe|connection lost", text):
-            return Unanswered("the connection to W&B broke", 1)
-        if re.search("^EOF$|invalid character|cannot unmarshal", text):
-            return Stop(f"{self.base_url}: the answer is no JSON. Is it the address of W&B's API?", 1)
-        if type(error).__name__ == "AuthenticationError":
+            words = f"HTTP {status} {words}"
+        elif response is None and type(error).__name__ == "AuthenticationError":
             return Stop(f"the API key from {self.source} is none: {words}")
-        return Stop(f"{self.base_url}: {words}", 1)
+        elif re.search(r"deadline exceeded|[Tt]ime.?out|timed out|in time", text):
+            words, passing = "no answer in time", True
+        elif text == "EOF" or re.match("invalid character|json: ", text):
+            words = "the answer is no JSON. Is this the address of W&B's API?"
+        elif re.search("giving up after|EOF$|reset by peer|broken pipe", str(error)):
+            passing = bool(self.heard) or not re.search("refused$|no such host$", text)  # which is a wrong address
+        return (Unanswered if passing else Stop)(f"{self.base_url}: {words}", 1)
 
     def slow_down(self, began: float) -> None:
         """Make every thread wait, longer each time, after a request that began then met a rate limit."""
         with self.lock:
-            if began < self.resume_at:  # before the pause that another thread's request brought
-                return
-            self.limits += 1
-            pause = min(60, 2**self.limits)
-            self.resume_at = time.monotonic() + pause
-        self.word(f"... W&B limits requests; waiting {pause:.0f} s")
+            if began >= self.resume_at:  # and not before the pause that another thread's request brought
+                self.limits += 1
+                self.resume_at = time.monotonic() + min(60, 2**self.limits)
+                self.news = f"W&B limits requests; waiting {min(60, 2**self.limits):.0f} s"
 
     def watch(self) -> None:
-        """Say so while W&B does not answer."""
+        """Say what is waited for, every 15 seconds while there is something."""
+        told = 0.0
         while True:
             time.sleep(0.5)
-            silence = time.monotonic() - max(self.heard, min(self.under_way, default=math.inf))
-            if silence > 4:
-                self.word(f"... no answer from {self.base_url} for {silence:.0f} s; still waiting")
-
-    def word(self, message: str) -> None:
-        """Say why nothing happens; many threads and tries have the same to say, which is said every 15 seconds."""
-        with self.lock:
-            if time.monotonic() - self.told < 15:
-                return
-            self.told = time.monotonic()
-        say(message)
-
-
-@contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """What starts meanwhile has no stderr: the client's sidecar logs there when it cannot write to a file."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
-
-def without_secrets(text: object, key: str = "") -> str:
-    """A server's text as it may be shown: at most 200 characters, no part of the key, no address's secret part."""
-    line = plain(text)[:5000]
-    line = re.sub(r"(?<=://)[^/\s@]*@|(?i:(?<=basic )|(?<=bearer )|(?<=eyJ))[\w.~+/=-]+", "", line)
-    line = re.sub(r"""(?<=://)([^\s?"'<>]+)\?[^\s"'<>]*""", r"\1", line)
-    key = key.removeprefix("wandb_v1_")
-    spelled = [key, key.encode().hex(), *(base64.b64encode(b"api"[:n] + key.encode()).decode() for n in range(3))]
-    pieces = {word[n : n + 5].lower() for word in spelled for n in range(len(word) - 4)}
-    hidden = {n + m for n in range(len(line)) if line[n : n + 5].lower() in pieces for m in range(5)}
-    return "".join(char for n, char in enumerate(line) if n not in hidden)[:200]
-
-
-def read_settings() -> tuple[dict[str, str], dict[str, str]]:
-    """The environment, then `.env` of the working directory or its parents, then `.env` beside the script or above.
-
-    Returns name -> value and name -> where it stood. The first place that has a non-empty value wins.
-    """
-    from dotenv import dotenv_values, find_dotenv
-
-    settings = {name: value for name, value in os.environ.items() if value.strip()}
-    origin = dict.fromkeys(settings, "the environment")
-    script = Path(__file__).resolve().parent
-    beside = next((folder / ".env" for folder in (script, *script.parents) if (folder / ".env").is_file()), "")
-    for path in filter(None, dict.fromkeys((find_dotenv(usecwd=True), str(beside)))):
-        with Path(path).open(encoding="utf-8") as file:
-            status = os.fstat(file.fileno())
-            if os.name == "posix" and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002):
-                say(f"{path} is not read: it belongs to another user, or anyone may write to it")
-                continue
-            try:
-                values = dotenv_values(stream=file)
-            except UnicodeDecodeError:
-                raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
-        for name, value in values.items():
-            if value and value.strip() and name not in settings:
-                settings[name], origin[name] = value, path
-    return settings, origin
+            now = time.monotonic()
+            if (silence := now - max(self.heard, min(self.under_way, default=now))) > 4:
+                self.news = self.news or f"no answer from {self.base_url} for {silence:.0f} s; still waiting"
+            if self.news and now - told > 15:
+                say(f"... {self.news}")
+                told = now
+            self.news = ""
 
 
 @contextlib.contextmanager
 def expected(what: str) -> Iterator[None]:
-    """An answer that is not of the form W&B's schema promises ends in a `Stop` that says so."""
+    """What is not of the form that W&B's schema promises ends in a `Stop` that says so."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise Stop(f"W&B's answer about {what} is malformed ({type(error).__name__}: {error})", 1) from error
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise Stop(f"W&B's answer is malformed, see {what} ({type(error).__name__}: {error})", 1) from error
 
 
 def next_cursor(page: dict[str, Any], seen: set[str]) -> str | None:
@@ -391,9 +363,10 @@ def next_cursor(page: dict[str, Any], seen: set[str]) -> str | None:
 
 def visible_entities(connection: Connection) -> list[str]:
     """The key's own entity, then its teams."""
-    viewer = connection.ask("query Viewer { viewer { entity teams { edges { node { name } } } } }", {})["viewer"]
+    data = connection.ask("query Viewer { viewer { entity teams { edges { node { name } } } } }", {})
     with expected("the key's entities"):
-        return list(dict.fromkeys([viewer["entity"], *(edge["node"]["name"] for edge in viewer["teams"]["edges"])]))
+        names = [data["viewer"]["entity"], *(edge["node"]["name"] for edge in data["viewer"]["teams"]["edges"])]
+        return list(dict.fromkeys(filter(None, names)))
 
 
 def list_projects(connection: Connection, entity: str) -> list[str]:
@@ -417,17 +390,6 @@ def list_projects(connection: Connection, entity: str) -> list[str]:
 # --- end connection ---
 
 
-class Listing(NamedTuple):
-    """The projects of one entity, most runs first, as `--json` shows them; a count that did not come is None."""
-
-    entity: str
-    projects: list[dict[str, Any]]
-
-    def total(self, count: str) -> int:
-        """The sum of a count over all projects."""
-        return sum(project[count] or 0 for project in self.projects)
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; wrong ones end the script with exit code 2 before anything heavy is imported."""
     about, examples, notes = (__doc__ or "").split("\n\n")
@@ -442,32 +404,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
+        type=str.strip,
         help="entity (user or team); repeatable. Default: WANDB_ENTITY (comma-separated), else the key's own entity",
     )
     parser.add_argument("--discover", action="store_true", help="the key's own entity and all its teams (besides -e)")
     parser.add_argument("--json", action="store_true", help="print JSON to stdout, and nothing else")
     args = parser.parse_args(arguments)
-    if not all(name.strip() for name in args.entity):
-        parser.error("-e needs the name of an entity, not an empty one")
+    for name in args.entity:
+        if not name or "/" in name:
+            parser.error(f"-e {name!r} is no entity; name a user or a team, all of its projects are listed")
     return args
-
-
-def find_projects(
-    connection: Connection, entities: Sequence[str], pool: ThreadPoolExecutor
-) -> tuple[dict[str, list[str]], dict[str, Stop]]:
-    """entity -> names of its projects, and entity -> what went wrong instead. Raises `Rejected`."""
-
-    def find(entity: str) -> list[str] | Stop:
-        try:
-            return list_projects(connection, entity)
-        except Rejected:
-            raise
-        except Stop as stop:
-            return stop
-
-    found = dict(zip(entities, pool.map(find, entities), strict=True))
-    troubles = {entity: projects for entity, projects in found.items() if isinstance(projects, Stop)}
-    return {entity: projects for entity, projects in found.items() if not isinstance(projects, Stop)}, troubles
 
 
 def count_query(projects: Sequence[tuple[str, str]]) -> tuple[str, dict[str, str]]:
@@ -486,146 +432,141 @@ def count_query(projects: Sequence[tuple[str, str]]) -> tuple[str, dict[str, str
     return query, variables
 
 
-def count_runs(connection: Connection, projects: Sequence[tuple[str, str]]) -> Iterator[tuple[dict[str, Any], str]]:
-    """What `--json` says about each (entity, project), and what went wrong with it, if anything. Raises `Rejected`.
+def count_runs(connection: Connection, projects: Sequence[tuple[str, str]]) -> list[dict[str, Any] | Stop]:
+    """What `--json` says about each (entity, project), or what went wrong with it. Raises `Rejected`.
 
     A request that stays unanswered is cut in two: one project that is too much for W&B should not cost the others.
     """
     try:
-        data = connection.ask(*count_query(projects), tries=0 if len(projects) == 1 else 1)
+        data = connection.ask(*count_query(projects), tries=len(projects) > 1)
+        with expected("the counts of runs"):
+            return [
+                {
+                    "name": name,
+                    **{count: int(answer[count]) for count in COUNTS},
+                    "last_run_at": next((str(edge["node"]["createdAt"]) for edge in answer["runs"]["edges"]), None),
+                }
+                if (answer := data[f"p{number}"])
+                else Stop("W&B shows no such project any more")
+                for number, (_, name) in enumerate(projects)
+            ]
     except Rejected:
         raise
     except Stop as stop:
-        if len(projects) > 1:
-            middle = len(projects) // 2
-            yield from count_runs(connection, projects[:middle])
-            yield from count_runs(connection, projects[middle:])
-            return
-        data, problem = {}, str(stop)
-    else:
-        problem = "W&B shows no such project any more"
-    for number, (_, name) in enumerate(projects):
-        answer = data.get(f"p{number}")
-        counts = {count: answer[count] if answer else None for count in COUNTS}
-        last = answer["runs"]["edges"] if answer else []
-        facts = {"name": name, **counts, "last_run_at": last[0]["node"]["createdAt"] if last else None}
-        yield facts, "" if answer else problem
+        if len(projects) == 1:
+            return [stop]
+        middle = len(projects) // 2
+        return count_runs(connection, projects[:middle]) + count_runs(connection, projects[middle:])
 
 
-def count_all(
-    connection: Connection, found: dict[str, list[str]], pool: ThreadPoolExecutor
-) -> tuple[list[Listing], dict[str, str]]:
-    """A `Listing` per entity, and `entity/project` -> what went wrong with it."""
+def count_all(connection: Connection, found: dict[str, list[str]], pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    """What `--json` says about each entity, most runs first; what cannot be counted is named on stderr, counts None."""
     from rich.console import Console
     from rich.progress import track
 
     projects = [(entity, name) for entity, names in found.items() for name in names]
     size = max(1, min(BATCH, -(-len(projects) // WORKERS)))  # few projects: still all workers at once
     batches = [projects[start : start + size] for start in range(0, len(projects), size)]
-    answers = pool.map(lambda batch: list(count_runs(connection, batch)), batches)
-    shown = track(
-        answers,
-        description="counting runs",
-        total=len(batches),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    listings = {entity: Listing(entity, []) for entity in found}
-    failures = {}
-    for (entity, name), (facts, problem) in zip(projects, [each for batch in shown for each in batch], strict=True):
-        listings[entity].projects.append(facts)
-        if problem:
-            failures[f"{entity}/{name}"] = problem
-    for listing in listings.values():
-        listing.projects.sort(key=lambda facts: (-(facts["run_count"] or 0), facts["name"]))
-    return list(listings.values()), failures
-
-
-def to_json(listings: Sequence[Listing]) -> str:
-    """The listings as the JSON that `--json` prints."""
-    entities = [
+    answers = pool.map(lambda batch: count_runs(connection, batch), batches)
+    bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
+    answers = track(answers, "counting runs", total=len(batches), **bar)
+    counted = {entity: [] for entity in found}
+    for (entity, name), facts in zip(projects, [facts for batch in answers for facts in batch], strict=True):
+        if isinstance(facts, Stop):
+            say(f"error: {entity}/{name}: {facts}")
+            facts = {"name": name} | dict.fromkeys([*COUNTS, "last_run_at"])
+        counted[entity].append(facts)
+    return [
         {
-            "name": listing.entity,
-            "total_projects": len(listing.projects),
-            "total_runs": listing.total("run_count"),
-            "total_finished": listing.total("finished_count"),
-            "projects": listing.projects,
+            "name": entity,
+            "total_projects": len(projects),
+            "total_runs": total(projects, "run_count"),
+            "total_finished": total(projects, "finished_count"),
+            "projects": sorted(projects, key=lambda facts: (-(facts["run_count"] or 0), facts["name"])),
         }
-        for listing in listings
+        for entity, projects in counted.items()
     ]
-    return json.dumps({"entities": entities}, indent=2, ensure_ascii=False)
 
 
-def share(part: int | None, whole: int | None) -> str:
-    """`98.1%`; `-` of nothing."""
-    return f"{part / whole:.1%}" if whole and part is not None else "-"
+def total(projects: Sequence[dict[str, Any]], count: str) -> int:
+    """The sum of a count over all projects."""
+    return sum(project[count] or 0 for project in projects)
 
 
-def show(listings: Sequence[Listing]) -> None:
-    """Print a table per entity to stdout."""
+def to_json(entities: Sequence[dict[str, Any]]) -> str:
+    """What `--json` prints; characters that act on a terminal are escaped, as JSON can."""
+    text = json.dumps({"entities": entities}, indent=2, ensure_ascii=False)
+    return re.sub(r"[^\n -~]", lambda m: m[0] if plain(m[0]) == m[0] else json.dumps(m[0])[1:-1], text)
+
+
+def show(entities: Sequence[dict[str, Any]]) -> None:
+    """Print a table per entity to stdout; in a pipe no name is folded, however wide the table gets."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False, highlight=False)
-    for place, listing in enumerate(listings):
-        if place:
-            console.print()
-        projects = listing.projects
-        console.print(
-            f"{listing.entity}: {len(projects):,} project{'s'[: len(projects) != 1]}, "
-            f"{listing.total('run_count'):,} runs",
-            style="bold",
-            soft_wrap=True,
-        )
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(markup=False, emoji=False, highlight=False, width=width)
+    for place, entity in enumerate(entities):
+        projects, runs = entity["projects"], entity["total_runs"]
+        title = f"{plain(entity['name'])}: {len(projects):,} project{'s'[: len(projects) != 1]}, {runs:,} runs"
+        console.print("\n" * (place > 0) + title, style="bold", soft_wrap=True)
         if not projects:
             continue
-        frame = {"box": box.SIMPLE_HEAD, "pad_edge": False, "show_edge": False, "collapse_padding": True}
-        table = Table(**frame, show_footer=len(projects) > 1)
-        table.add_column("project", "total", overflow="fold")
-        for count, title in zip(COUNTS, ("runs", "finished", "running", "crashed\nor failed"), strict=True):
-            table.add_column(title, f"{listing.total(count):,}", justify="right")
-        done = share(listing.total("finished_count"), listing.total("run_count"))
-        table.add_column("done", done, justify="right")
-        latest = max((project["last_run_at"] or "" for project in projects), default="")
-        table.add_column("last run", latest[:10] or "-")
-        for project in projects:
-            counts = ["-" if project[count] is None else f"{project[count]:,}" for count in COUNTS]
-            done = share(project["finished_count"], project["run_count"])
-            table.add_row(project["name"], *counts, done, (project["last_run_at"] or "-")[:10])
+        everything = {"name": "total", **{count: total(projects, count) for count in COUNTS}}
+        everything["last_run_at"] = max((project["last_run_at"] or "" for project in projects), default="")
+        lines = []
+        for facts in (*projects, everything):
+            counts = ["-" if facts[count] is None else f"{facts[count]:,}" for count in COUNTS]
+            done = f"{facts['finished_count'] / facts['run_count']:.1%}" if facts["run_count"] else "-"
+            lines.append([plain(facts["name"]), *counts, done, plain(facts["last_run_at"] or "-")[:10]])
+        table = Table(
+            box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_footer=len(projects) > 1
+        )
+        titles = ("project", "runs", "finished", "running", "crashed\nor failed", "done", "last run")
+        for title, footer in zip(titles, lines.pop(), strict=True):
+            numeric = title not in ("project", "last run")
+            table.add_column(title, footer, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        for line in lines:
+            table.add_row(*line)
         console.print(table)
 
 
 def list_entities(connection: Connection, args: argparse.Namespace) -> int:
     """Ask for everything, print it, and name on stderr what cannot be shown; returns the exit code."""
     pool = ThreadPoolExecutor(WORKERS)
-    asked = [name.strip() for name in args.entity] or ([] if args.discover else connection.entities)
+
+    def find(entity: str) -> list[str] | Stop:
+        try:
+            return list_projects(connection, entity)
+        except Rejected:
+            raise
+        except Stop as stop:
+            return stop
+
+    asked = args.entity or ([] if args.discover else connection.entities)
     visible = visible_entities(connection) if args.discover or not asked else []
     entities = list(dict.fromkeys([*asked, *(visible if args.discover or asked else visible[:1])]))
     if not entities:
         raise Stop("this key has no entity of its own. Name one with -e.")
-    found, troubles = find_projects(connection, entities, pool)
+    found = dict(zip(entities, pool.map(find, entities), strict=True))
     # W&B answers alike for an entity that is empty, hidden or misspelt; only the key's own list tells them apart.
-    doubtful = [entity for entity in entities if not found.get(entity)]
+    doubtful = [entity for entity, names in found.items() if not names or isinstance(names, Stop)]
     if doubtful and not visible:
         visible = visible_entities(connection)
-    unknown = [e for e in doubtful if e not in visible and not isinstance(troubles.get(e), Unanswered)]
+    unknown = [e for e in doubtful if e not in visible and not isinstance(found[e], Unanswered)]
     for entity in unknown:
-        found.pop(entity, None)
-        say(f"error: no entity {entity!r} that this key sees.{nearest(entity, visible)} It sees: {', '.join(visible)}.")
+        say(f"error: no entity {entity!r} that this key sees.{nearest(entity, visible)} It sees {', '.join(visible)}.")
+    failed = {entity: names for entity, names in found.items() if isinstance(names, Stop) and entity not in unknown}
+    for entity, stop in failed.items():
+        say(f"error: {entity}: {stop}")
     if unknown == entities:
         return 2
-    failures = {entity: str(trouble) for entity, trouble in troubles.items() if entity not in unknown}
-    listings, uncounted = count_all(connection, found, pool)
-    failures |= uncounted
-    for name, problem in failures.items():
-        say(f"error: {name}: {problem}")
-    if args.json:
-        print(to_json(listings))
-    else:
-        show(listings)
-    return 1 if unknown or failures else 0
+    left_out = [*unknown, *failed]
+    listings = count_all(connection, {e: names for e, names in found.items() if e not in left_out}, pool)
+    print(to_json(listings)) if args.json else show(listings)
+    whole = all(project["run_count"] is not None for entity in listings for project in entity["projects"])
+    return 0 if whole and not left_out else 1
 
 
 def main() -> int:
