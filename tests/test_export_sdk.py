@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from conftest import clean_env
+from conftest import TEAM, assert_contract, clean_env, export, good, read
 from test_export_history import assert_complete, history
-from test_export_runs import TEAM, assert_contract, export, good, read
-from test_export_runs import folder as folder  # fixtures
-from test_export_runs import server as server
 from wandb_server import KEY
 
 NAN, INF = math.nan, math.inf

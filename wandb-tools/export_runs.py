@@ -5,7 +5,7 @@
 #     "pyarrow>=26,<27",
 #     "python-dotenv>=1.1,<2",
 #     "rich>=15,<16",
-#     "urllib3>=2.5,<3",
+#     "wandb>=0.31,<0.32",
 # ]
 # ///
 """Export the runs of W&B projects to Parquet, one file per project: complete, typed, lossless.
@@ -23,66 +23,66 @@ any time: the next run goes on from what is on disk. A file is replaced only
 when its successor is whole.
 """
 
-# How it works: the runs of a project are fetched as pages, several at a time, and each page becomes a small Parquet
-# file (a part) in a hidden folder. An export is the merge of its sources: the parts and the export before. Which row
-# of which source stands for a run, and which type each column has, is decided first, from light columns and from
-# counts that each file keeps in its footer; then the rows are copied in order, a block at a time. History is fetched
-# run by run into the same hidden folder, exported files as they are, and merged in the same way.
+# How it works: runs come as pages, several at a time, and each page becomes a small Parquet file (a part) in a hidden
+# folder. An export is the merge of its sources: the parts and the export before. Which row of which source stands for
+# a run, and which type each column has, is decided first, from light columns and from counts that each file keeps in
+# its footer; then the rows are copied in order, a block at a time. History comes run by run into the same hidden
+# folder, one clean file each, and is merged in the same way.
 
 from __future__ import annotations
 
 import argparse
 import base64
-import configparser
 import contextlib
 import ctypes
 import difflib
 import fnmatch
+import functools
 import hashlib
 import importlib
 import itertools
 import json
-import netrc
+import math
 import os
-import random
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
-import urllib.request
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # What a copier may want to change.
 TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-account key in .env
-DEFAULT_BASE_URL = "https://api.forge.coreweave.com"  # W&B's hosted service, as the client 0.31 spells it
-# W&B's hosted services and the address of the API behind each.
-FORGE_HOSTS = {"forge.coreweave.com": "api.wandb.ai", "qa.forge.coreweave.com": "api.qa.wandb.ai"}
-TRIES = 6  # times that a request is sent before it counts as unanswered
 OUTPUT = Path("wandb_export")
 WORKERS = 8  # requests in flight, over all projects
-FIRST_PAGE, LARGEST_PAGE = 100, 1000  # runs per request: the first, and the most
-PAGE_SECONDS, PAGE_BYTES = 2.0, 4_000_000  # what a page should take at the most, to arrive and in memory
+FIRST_PAGE, PAGE, LARGEST_PAGE = 100, 300, 1000  # runs per request: the very first, those that follow, the most
+PAGE_BYTES = 4_000_000  # of config and summary on a page, about
 BLOCK = 1000  # runs per row group, and held at once when the file is built
-HISTORY_BATCH = 20_000  # history rows converted at once
-HISTORY_CELLS = 4_000_000  # history values per row group
+HISTORY_ROWS, HISTORY_CELLS = 20_000, 4_000_000  # rows of history converted at once, values per row group
+LIVE_STEPS = 1000  # the span of one history call; W&B's client pages so too, and wider ones may be sampled
+HEAVY = 10  # runs that do not come even alone, one after another, and the server is at fault, not they
+PATIENCE = 90  # seconds for which a request is tried again before it counts as unanswered
+LONGEST_PAUSE = 300  # seconds that W&B's client may wait in one go because of a rate limit
+LARGEST_ANSWER = 256 << 20  # characters
 
-LIGHT_FIELDS = """name displayName state createdAt heartbeatAt tags group jobType notes sweepName commit
-  historyLineCount user { username name }"""
+T = TypeVar("T")
+
 # A key of a run's data: the column's prefix (config, metric or system), then the path of keys as W&B spells them.
 Key = tuple[str, ...]
-
-WANDB_VERSION = "0.31.0"  # the client whose protocol this speaks
+# A piece of work that may give back what is to be done next.
+Job = Callable[[], Iterable["Job"] | None]
 
 
 # --- console: the same in list_entities.py, export_runs.py, aggregate_runs.py and analyze_runs.py ---
@@ -193,41 +193,220 @@ def parse_when(text: str) -> datetime:
 # --- end dates ---
 
 
-# --- auth: the same in list_entities.py and export_runs.py ---
-class Account(NamedTuple):
-    """Whom we ask and as whom. `source` says where the key stood; the key itself is never printed or stored."""
-
-    base_url: str
-    app_url: str
-    key: str
-    source: str
-    entities: list[str]  # WANDB_ENTITY, comma-separated
+# --- connection: the same in list_entities.py and export_runs.py ---
+class Unanswered(Stop):
+    """No usable answer: the request timed out, the server failed, or the connection broke. A smaller one may pass."""
 
 
-def find_account(api_key: str | None = None) -> Account:
-    """Find the server and the key: the argument, WANDB_API_KEY, the team's key, then what `wandb login` stored.
+class Rejected(Stop):
+    """The server does not accept the key."""
 
-    Raises `Stop` with the four places when there is no key in any of them, or when the address is none.
+
+class Connection:
+    """W&B through its own client, for any number of threads, which wait together when W&B limits requests.
+
+    `account` says whose key is used at which address. `base_url` and `app_url` are the server's (without a password),
+    `entities` those of WANDB_ENTITY, `version` is the client's. `service` sends what is asked of it within `answer`.
     """
-    settings, origin = read_settings()
-    base_url = (settings.get("WANDB_BASE_URL") or stored_base_url() or DEFAULT_BASE_URL).rstrip("/")
-    if not re.match(r"https?://[^/\s]+", base_url):
-        raise Stop(f"WANDB_BASE_URL {base_url!r} is no address. Write it like {DEFAULT_BASE_URL}.")
-    if api_key:
-        key, source = api_key, "--api-key"
-    elif name := next((name for name in ("WANDB_API_KEY", TEAM_KEY) if settings.get(name)), None):
-        key, source = settings[name], f"{name} in {origin[name]}"
-    else:
-        key, source = login_key(base_url), f"`wandb login` for {urlsplit(base_url).netloc}"
-    if not key:
-        raise Stop(
-            f"no W&B API key for {base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
-            f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
-            "Set one of them; your key is shown at https://wandb.ai/authorize."
-        )
-    app_url = (settings.get("WANDB_APP_URL") or app_address(base_url)).rstrip("/")
-    entities = [name.strip() for name in settings.get("WANDB_ENTITY", "").split(",") if name.strip()]
-    return Account(base_url, app_url, key.strip(), source, entities)
+
+    def __init__(self, api_key: str | None = None) -> None:
+        """Log in with the first key there is: the argument, WANDB_API_KEY, the team's, what the client itself finds.
+
+        Raises `Stop` with the four places where there is none, and where the key or the address is wrong.
+        """
+        settings, origin = read_settings()
+        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY, "WANDB_IDENTITY_TOKEN_FILE") if name in settings), "")
+        self.source = "--api-key" if api_key else f"{name} in {origin[name]}" if name else "`wandb login`"
+        self.key = api_key or ("" if name == "WANDB_IDENTITY_TOKEN_FILE" else settings.get(name, "").strip())
+        self.entities = [entity.strip() for entity in settings.get("WANDB_ENTITY", "").split(",") if entity.strip()]
+        seconds = settings.get("WANDB_HTTP_TIMEOUT", "25")
+        if not re.fullmatch("0*[1-9][0-9]{0,3}", seconds):
+            raise Stop(f"WANDB_HTTP_TIMEOUT {seconds!r} is no whole number of seconds. Write it like 25.")
+        self.seconds = int(seconds)  # that each of the client's two attempts may take
+        self.lock, self.slots = threading.Lock(), threading.BoundedSemaphore(10)  # what the client sends at a time
+        self.under_way: list[float] = []  # when each request began
+        self.heard = self.told = self.resume_at = self.limits = 0.0  # last answer, last word, end of the pause
+        for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # the key is handed over, the sidecar is to be our own
+            os.environ.pop(name, None)
+        for name in ("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT"):
+            if name in settings:
+                os.environ[name] = settings[name].strip()
+        api = self.start_client()
+        self.service, self.key = api._service_api, api.api_key or self.key  # nothing public takes a query of one's own
+        self.app_url = without_secrets(self.service.app_url).rstrip("/")
+        self.account = f"the key from {self.source} at {self.base_url}"
+        place = origin.get("WANDB_BASE_URL")
+        if place and not self.source.endswith(f" in {place}"):
+            self.account += f" (WANDB_BASE_URL in {place})"
+
+    def start_client(self) -> Any:
+        """A `wandb.Api` that is logged in, silent, without telemetry, and fails instead of waiting for minutes."""
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        try:
+            Path.home()
+        except RuntimeError:  # nothing is found there, nothing is written there
+            os.environ["HOME"] = os.devnull
+        import wandb
+
+        self.version = wandb.__version__
+        retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
+        options = {
+            f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()
+        }
+        try:
+            settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=self.seconds, **options)
+            with ThreadPoolExecutor(1) as pool, silent_stderr():  # the sidecar starts while the rest is imported
+                setup = pool.submit(wandb.setup, settings=settings)
+                from wandb.apis.public import Api
+
+                address = os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
+                self.base_url = without_secrets(address).rstrip("/")
+                setup.result()
+            threading.Thread(target=self.watch, daemon=True).start()
+            api = self.answer(lambda seconds: Api(api_key=self.key or None, timeout=seconds))
+        except wandb.errors.UsageError:
+            raise Stop(
+                f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
+                f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
+                "Set one of them; your key is shown at https://wandb.ai/authorize."
+            ) from None
+        except ValueError as error:
+            wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
+            raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Polars takes Ctrl-C away
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return api
+
+    def ask(self, query: str, variables: dict[str, Any], tries: int = 0) -> dict[str, Any]:
+        """The `data` of one GraphQL query. Raises as `answer` does, and `Stop` where the answer is no data."""
+
+        def parse(text: str) -> Any:
+            if len(text) > LARGEST_ANSWER:
+                raise Unanswered(f"W&B's answer has {len(text) >> 20} MB, more than {LARGEST_ANSWER >> 20}", 1)
+            return json.loads(text)
+
+        send = self.service.execute_graphql
+        data = self.answer(lambda seconds: send(query, variables, timeout=seconds, parse=parse), tries)
+        if not isinstance(data, dict):
+            raise Stop(f"{self.base_url} answers with no data. Is it the address of W&B's API?", 1)
+        return data
+
+    def answer(self, send: Callable[[float], T], tries: int = 0) -> T:
+        """What `send`, given the seconds that it may take, returns. Raises `Rejected`, `Unanswered`, or another `Stop`.
+
+        `Unanswered` comes after `tries` tries, or where that is 0 after 90 to 120 seconds of trying. A rate limit (429)
+        is waited out for as long as it lasts and uses up neither.
+        """
+        from wandb.errors import AuthenticationError
+        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+        tried, spent = 0, 0.0
+        while True:
+            while (pause := self.resume_at - time.monotonic()) > 0:
+                time.sleep(pause)
+            # The client waits for as long as a rate limit asks, but not for ever.
+            limit = max(1, PATIENCE + 30 - spent) if spent else LONGEST_PAUSE + 2 * self.seconds
+            with self.slots:
+                began = time.monotonic()
+                self.under_way.append(began)
+                try:
+                    result = send(limit)
+                    self.heard, self.limits = time.monotonic(), self.limits * 0.9
+                    return result
+                except (AuthenticationError, WandbApiFailedError) as error:
+                    stop = self.explain(error.__cause__ or error, limited=not spent)
+                finally:
+                    self.under_way.remove(began)
+            if stop is None:
+                self.slow_down(began)
+                continue
+            tried, spent = tried + 1, spent + time.monotonic() - began
+            if not isinstance(stop, Unanswered) or tried == tries or (not tries and spent >= PATIENCE):
+                raise stop
+            self.word(f"... {stop}; trying again")
+            time.sleep(wait := min(16, 2**tried))
+            spent += wait
+
+    def explain(self, error: BaseException, limited: bool) -> Stop | None:
+        """What the client's error means; None for a rate limit, which a time-out is too where it may be (`limited`)."""
+        response = getattr(error, "response", None)
+        text = str(error).rpartition("while retrying: ")[2].strip()
+        status = int(getattr(response, "http_status", 0) or (re.match(r"HTTP (\d{3})", text) or [0, 0])[1])
+        words = without_secrets(re.sub(r'^(HTTP \d+: |input: |\w+ "[^"]*": )', "", text), self.key)
+        late = response is None and "in time" in text
+        if status == 429 or (late and limited):
+            return None
+        if status in (401, 403) or text.startswith("invalid credentials"):
+            return Rejected(f"{self.base_url} rejects the API key from {self.source}. Check it, or use another one.")
+        if status:
+            kind = Unanswered if status >= 500 or status in (408, 413, 425) else Stop
+            return kind(f"W&B answers HTTP {status}: {words}", 1)
+        if text.startswith("input: "):
+            kind = Unanswered if re.search("deadline exceeded|timed? ?out", words, re.IGNORECASE) else Stop
+            return kind(f"W&B answers: {words}", 1)
+        if late or re.search("deadline exceeded|Timeout|timeout", text):
+            return Unanswered(f"W&B does not answer within {self.seconds} seconds", 1)
+        if re.search("connection refused|no such host", text):
+            kind = Unanswered if self.heard else Stop  # at the start it is rather the address
+            return kind(f"{self.base_url}: {'no such host' if 'host' in words else 'the connection is refused'}", 1)
+        if re.search(r": EOF$|unexpected EOF|reset by peer|broken pipe|connection lost", text):
+            return Unanswered("the connection to W&B broke", 1)
+        if re.search("^EOF$|invalid character|cannot unmarshal", text):
+            return Stop(f"{self.base_url}: the answer is no JSON. Is it the address of W&B's API?", 1)
+        if type(error).__name__ == "AuthenticationError":
+            return Stop(f"the API key from {self.source} is none: {words}")
+        return Stop(f"{self.base_url}: {words}", 1)
+
+    def slow_down(self, began: float) -> None:
+        """Make every thread wait, longer each time, after a request that began then met a rate limit."""
+        with self.lock:
+            if began < self.resume_at:  # before the pause that another thread's request brought
+                return
+            self.limits += 1
+            pause = min(60, 2**self.limits)
+            self.resume_at = time.monotonic() + pause
+        self.word(f"... W&B limits requests; waiting {pause:.0f} s")
+
+    def watch(self) -> None:
+        """Say so while W&B does not answer."""
+        while True:
+            time.sleep(0.5)
+            silence = time.monotonic() - max(self.heard, min(self.under_way, default=math.inf))
+            if silence > 4:
+                self.word(f"... no answer from {self.base_url} for {silence:.0f} s; still waiting")
+
+    def word(self, message: str) -> None:
+        """Say why nothing happens; many threads and tries have the same to say, which is said every 15 seconds."""
+        with self.lock:
+            if time.monotonic() - self.told < 15:
+                return
+            self.told = time.monotonic()
+        say(message)
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """What starts meanwhile has no stderr: the client's sidecar logs there when it cannot write to a file."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def without_secrets(text: object, key: str = "") -> str:
+    """A server's text as it may be shown: at most 200 characters, no part of the key, no address's secret part."""
+    line = plain(text)[:5000]
+    line = re.sub(r"(?<=://)[^/\s@]*@|(?i:(?<=basic )|(?<=bearer )|(?<=eyJ))[\w.~+/=-]+", "", line)
+    line = re.sub(r"""(?<=://)([^\s?"'<>]+)\?[^\s"'<>]*""", r"\1", line)
+    key = key.removeprefix("wandb_v1_")
+    spelled = [key, key.encode().hex(), *(base64.b64encode(b"api"[:n] + key.encode()).decode() for n in range(3))]
+    pieces = {word[n : n + 5].lower() for word in spelled for n in range(len(word) - 4)}
+    hidden = {n + m for n in range(len(line)) if line[n : n + 5].lower() in pieces for m in range(5)}
+    return "".join(char for n, char in enumerate(line) if n not in hidden)[:200]
 
 
 def read_settings() -> tuple[dict[str, str], dict[str, str]]:
@@ -241,213 +420,68 @@ def read_settings() -> tuple[dict[str, str], dict[str, str]]:
     origin = dict.fromkeys(settings, "the environment")
     script = Path(__file__).resolve().parent
     beside = next((folder / ".env" for folder in (script, *script.parents) if (folder / ".env").is_file()), "")
-    for path in (find_dotenv(usecwd=True), str(beside)):
-        try:
-            values = dotenv_values(path) if path else {}
-        except UnicodeDecodeError:
-            raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
+    for path in filter(None, dict.fromkeys((find_dotenv(usecwd=True), str(beside)))):
+        with Path(path).open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            if os.name == "posix" and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002):
+                say(f"{path} is not read: it belongs to another user, or anyone may write to it")
+                continue
+            try:
+                values = dotenv_values(stream=file)
+            except UnicodeDecodeError:
+                raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
         for name, value in values.items():
             if value and value.strip() and name not in settings:
                 settings[name], origin[name] = value, path
     return settings, origin
 
 
-def stored_base_url() -> str | None:
-    """The address that `wandb login --host` stored in W&B's settings file, if any."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-    parser = configparser.ConfigParser(interpolation=None)
+@contextlib.contextmanager
+def expected(what: str) -> Iterator[None]:
+    """An answer that is not of the form W&B's schema promises ends in a `Stop` that says so."""
     try:
-        parser.read(folder / "settings", encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        say(f"{folder / 'settings'} cannot be read and is passed over: {error}")
-    return parser.get("default", "base_url", fallback=None)
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Stop(f"W&B's answer about {what} is malformed ({type(error).__name__}: {error})", 1) from error
 
 
-def login_key(base_url: str) -> str | None:
-    """The key that `wandb login` stored for the server, or None."""
-    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
-    path = next((path for place in places if place and (path := Path(place).expanduser()).is_file()), None)
-    if path is None:
+def next_cursor(page: dict[str, Any], seen: set[str]) -> str | None:
+    """Where the page after this one starts, None after the last. Raises `Stop` where it leads nowhere or in circles."""
+    if not page["pageInfo"]["hasNextPage"]:
         return None
-    # One login serves several addresses: W&B's own client falls back in the same way.
-    hosts = [urlsplit(base_url).netloc, FORGE_HOSTS.get(forge_host(base_url) or "")]
-    try:
-        entries = [netrc.netrc(path).authenticators(host) for host in hosts if host]
-    except (netrc.NetrcParseError, OSError) as error:
-        say(f"{path} cannot be read and is passed over: {error}")
-        return None
-    return next((entry[2] for entry in entries if entry and entry[2]), None)
+    cursor = page["pageInfo"]["endCursor"]
+    if not cursor or not page["edges"] or cursor in seen:
+        raise Stop("W&B's listing does not go on: its pages are empty, or lead nowhere or in circles", 1)
+    seen.add(cursor)
+    return cursor
 
 
-def forge_host(base_url: str) -> str | None:
-    """The host of W&B's hosted service behind an API address; None for a server of one's own."""
-    host = urlsplit(base_url).hostname
-    return next((forge for forge, api in FORGE_HOSTS.items() if host in (forge, f"api.{forge}", api)), None)
+def visible_entities(connection: Connection) -> list[str]:
+    """The key's own entity, then its teams."""
+    viewer = connection.ask("query Viewer { viewer { entity teams { edges { node { name } } } } }", {})["viewer"]
+    with expected("the key's entities"):
+        return list(dict.fromkeys([viewer["entity"], *(edge["node"]["name"] for edge in viewer["teams"]["edges"])]))
 
 
-def app_address(base_url: str) -> str:
-    """The address of the pages that belong to an API address (the rule of `wandb.util.api_to_app_url`)."""
-    if forge := forge_host(base_url):
-        return f"https://{forge}/wandb"
-    if "://api.wandb." in base_url and "://api.wandb.test" not in base_url:
-        return base_url.replace("://api.", "://")
-    return base_url.replace("://api.", "://app.")
-
-
-# --- end auth ---
-
-
-# --- graphql: the same in list_entities.py and export_runs.py ---
-class Trouble(Exception):
-    """W&B did not give what it was asked for; the message says why."""
-
-
-class Unanswered(Trouble):
-    """No usable answer: the request timed out, the server failed, or the connection broke. A smaller one may pass."""
-
-
-class Rejected(Trouble):
-    """The server does not accept the key."""
-
-
-class Server:
-    """W&B's GraphQL endpoint for any number of threads, which slow down together when it limits requests.
-
-    The scripts speak the protocol of W&B's own client themselves: importing the client and starting its sidecar
-    costs more than most exports, and the sidecar hides the time-outs and rate limits that a fast export adapts to.
-    """
-
-    def __init__(self, account: Account, connections: int) -> None:
-        import urllib3
-
-        self.account = account
-        self.requests = 0
-        self.lock = threading.Lock()
-        self.resume_at = 0.0  # monotonic; no request starts earlier
-        self.gap = 0.0  # seconds between the starts of two requests
-        seconds = os.environ.get("WANDB_HTTP_TIMEOUT") or "30"
-        if not re.fullmatch(r"\d+(\.\d+)?", seconds) or not float(seconds):
-            raise Stop(f"WANDB_HTTP_TIMEOUT {seconds!r} is no number of seconds. Write it like 30.")
-        timeout = urllib3.Timeout(connect=10, read=float(seconds))
-        options = {"maxsize": connections, "timeout": timeout, "retries": False}
-        options["ca_certs"] = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-        address = urlsplit(account.base_url)
-        proxies = urllib.request.getproxies()
-        proxy = proxies.get(address.scheme) or proxies.get("all")
-        if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
-            proxy = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
-            if proxy.scheme not in ("http", "https"):
-                raise Stop(f"the proxy for {account.base_url} is of the kind {proxy.scheme}. Set an http or https one.")
-            proxy_login = urllib3.make_headers(proxy_basic_auth=unquote(proxy.auth)) if proxy.auth else {}
-            self.pool = urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=proxy_login, **options)
-        else:
-            self.pool = urllib3.PoolManager(**options)
-        login = base64.b64encode(f"api:{account.key}".encode()).decode()
-        self.headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
-
-    def ask(self, query: str, variables: dict[str, Any], tries: int = TRIES) -> dict[str, Any]:
-        """The `data` of one GraphQL query. Raises `Rejected`, `Unanswered` after `tries` tries, or `Trouble`.
-
-        A rate limit (429) is waited out for as long as it lasts and uses up no try.
-        """
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        text = self.send("POST", f"{self.account.base_url}/graphql", body, self.headers, tries)
-        try:
-            reply = json.loads(text)
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict):
-            start = text[:60].decode(errors="replace").strip()
-            raise Trouble(f"the answer is no JSON but {start!r}. Is WANDB_BASE_URL the address of W&B's API?")
-        if reply.get("data") is None or reply.get("errors"):
-            errors = [str(error.get("message", error)) for error in reply.get("errors") or [{"message": "no data"}]]
-            timed_out = re.search("deadline exceeded|timed? ?out", " ".join(errors), re.IGNORECASE)
-            raise (Unanswered if timed_out else Trouble)("; ".join(errors))
-        return reply["data"]
-
-    def send(self, method: str, url: str, body: bytes | None, headers: dict[str, str], tries: int = TRIES) -> bytes:
-        """The body of the answer to one request; the rules for errors are those of `ask`."""
-        import urllib3
-
-        headers = {"Accept-Encoding": "gzip", "User-Agent": "wandb-tools", **headers}
-        attempt = limited = 0
-        while True:
-            self.wait_for_turn()
-            try:
-                reply = self.pool.request(method, url, body=body, headers=headers)
-                if reply.status == 200:
-                    self.gap *= 0.8
-                    return reply.data
-                trouble = f"HTTP {reply.status} {reply.data[:200].decode(errors='replace').strip()}"
-            except urllib3.exceptions.HTTPError as error:
-                reply, trouble = None, f"{type(error).__name__}: {str(error).split('Caused by')[-1].strip(' ()')}"
-            if reply is not None and reply.status == 429:
-                limited += 1
-                self.slow_down(reply.headers.get("Retry-After"), limited)
-                continue
-            if reply is not None and reply.status in (401, 403):
-                raise Rejected(trouble)
-            if reply is not None and reply.status < 500 and reply.status not in (408, 425):
-                raise Trouble(trouble)
-            attempt += 1
-            if attempt >= tries:
-                raise Unanswered(trouble)
-            time.sleep(min(8, 0.25 * 2**attempt) * random.uniform(0.75, 1.25))
-
-    def wait_for_turn(self) -> None:
-        """Hold this thread until the server may be asked again."""
-        while True:
-            with self.lock:
-                now = time.monotonic()
-                if now >= self.resume_at:
-                    self.resume_at = now + self.gap
-                    self.requests += 1
-                    return
-                wait = self.resume_at - now
-            time.sleep(wait)
-
-    def slow_down(self, retry_after: str | None, limited: int) -> None:
-        """Make every thread wait as long as W&B asks, and spread the requests that follow."""
-        pause = float(retry_after) if (retry_after or "").replace(".", "", 1).isdigit() else min(60, 2.0**limited)
-        with self.lock:
-            if time.monotonic() + pause > self.resume_at + 1:  # not once more for every thread that hit the same limit
-                say(f"... W&B limits requests; waiting {pause:.0f} s")
-            self.resume_at = max(self.resume_at, time.monotonic() + pause)
-            self.gap = min(2.0, max(0.05, self.gap * 2))
-
-
-def find_viewer(server: Server) -> dict[str, Any]:
-    """The user whose key it is: `entity` (their default) and `teams` (names). Raises `Rejected` or `Trouble`."""
-    query = "query Viewer { viewer { username entity teams { edges { node { name } } } } }"
-    viewer = server.ask(query, {}).get("viewer")
-    if not viewer:
-        raise Rejected("the key belongs to no user")
-    return {"entity": viewer["entity"], "teams": [edge["node"]["name"] for edge in viewer["teams"]["edges"]]}
-
-
-def list_projects(server: Server, entity: str) -> list[str]:
+def list_projects(connection: Connection, entity: str) -> list[str]:
     """The names of all projects of an entity, newest first as W&B lists them; empty if it cannot be seen."""
     query = """query Projects($entity: String!, $after: String) {
       models(entityName: $entity, first: 500, after: $after) {
         edges { node { name } } pageInfo { endCursor hasNextPage } } }"""
     names: list[str] = []
+    seen: set[str] = set()
     after = None
     while True:
-        page = server.ask(query, {"entity": entity, "after": after}).get("models")
+        page = connection.ask(query, {"entity": entity, "after": after}).get("models")
         if page is None:
             return names
-        names += [edge["node"]["name"] for edge in page["edges"]]
-        after = page["pageInfo"]["endCursor"]
-        if not page["pageInfo"]["hasNextPage"]:
-            return names
+        with expected(f"the projects of {entity}"):
+            names += [edge["node"]["name"] for edge in page["edges"]]
+            if (after := next_cursor(page, seen)) is None:
+                return names
 
 
-def rejected(account: Account) -> Stop:
-    """The end of a script whose key the server rejects."""
-    return Stop(f"{account.base_url} rejects the API key from {account.source}. Check it, or use another one.")
-
-
-# --- end graphql ---
+# --- end connection ---
 
 
 # --- naming: the same in export_runs.py and analyze_runs.py ---
@@ -470,7 +504,7 @@ def parse_json(text: str | None) -> dict[str, Any]:
     """A JSON object as W&B sends it; null is empty. Bare NaN and Infinity occur and are kept."""
     value = DECODER.decode(text) if text else {}
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {text[:50]!r}")
+        raise ValueError(f"expected a JSON object, got {text!r:.50}")
     return value
 
 
@@ -482,13 +516,17 @@ def dump_json(value: Any) -> str:
 
 def is_storable(text: str) -> bool:
     """Whether the text is valid Unicode: JSON may spell lone surrogates, Arrow and Parquet cannot."""
-    if text.isascii():
-        return True
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-    return True
+
+
+def clean_text(value: Any) -> Any:
+    """Text, or a list of texts, with lone surrogates replaced by `?`; null stays null."""
+    if isinstance(value, list):
+        return [clean_text(item) for item in value]
+    return None if value is None else str(value).encode(errors="replace").decode()
 
 
 def unwrap_config(text: str | None) -> dict[str, Any]:
@@ -592,93 +630,108 @@ def name_columns(keys: Iterable[Key]) -> dict[Key, str]:
     taken = set(spelled)
     for column, same in spelled.items():
         keeper = next((key for key in same if len(key) == 2 and f"{key[0]}_{key[1]}" == column), same[0])
-        names[keeper] = column
-        suffix = 2
-        for key in same:
-            if key != keeper:
-                while f"{column}__{suffix}" in taken:
-                    suffix += 1
-                names[key] = f"{column}__{suffix}"
-                taken.add(names[key])
+        names |= {key: column if key == keeper else next_free(column, taken) for key in same}
     return dict(sorted(names.items(), key=lambda item: (item[0][0], item[1])))
 
 
-# ---------------------------------------------------------------- runs as tables
+def next_free(name: str, taken: set[str]) -> str:
+    """The first of `name__2`, `name__3`, ... that is not taken; it is from now on."""
+    free = next(spelled for n in itertools.count(2) if (spelled := f"{name}__{n}") not in taken)
+    taken.add(free)
+    return free
 
 
-@dataclass
-class Export:
-    """What is asked for, and whom: the same for every project."""
+def to_array(values: list[Any], kind: pa.DataType | str) -> pa.Array:
+    """An Arrow array; for `string`, values that are no text yet become their JSON text."""
+    import pyarrow as pa
 
-    server: Server
-    folder: Path
-    pool: ThreadPoolExecutor  # requests run here, at most `workers` at a time over all projects
-    workers: int
-    filters: list[dict[str, Any]]  # Mongo-style, all must hold
-    filters_shown: dict[str, Any]
-    system: bool
-    history: bool
-    history_keys: list[str]
-    full: bool
-    keep_deleted: bool
-    progress: Progress
+    if kind == "string":
+        values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    elif kind == "double":
+        values = [None if value is None else float(value) for value in values]
+    try:
+        return pa.array(values, pa.type_for_alias(kind) if isinstance(kind, str) else kind)
+    except UnicodeEncodeError:  # lone surrogates, which the JSON columns keep, are shown as ?
+        return pa.array([clean_text(value) for value in values], pa.string())
+
+
+# ---------------------------------------------------------------- one project, and its runs as a table
 
 
 @dataclass
 class Project:
-    """One project on its way to disk, and what became of it."""
+    """One project on its way to disk: what is asked for, and what became of it, a row of the closing table."""
 
-    export: Export
     entity: str
     name: str
-    pace: Pace = field(default_factory=lambda: Pace(FIRST_PAGE))
-    light_pace: Pace = field(default_factory=lambda: Pace(LARGEST_PAGE))  # of pages without config and summary
-    failed: dict[str, dict[str, str]] = field(default_factory=dict)  # run id -> id, name, error
+    args: argparse.Namespace  # the command line; `filters`, Mongo-style, were added to it
+    server: Connection
+    pool: ThreadPoolExecutor  # requests run here, at most `--workers` at a time over all projects
+    progress: Progress
     lock: threading.RLock = field(default_factory=threading.RLock)
+    sizes: dict[bool, int] = field(default_factory=lambda: {True: PAGE, False: LARGEST_PAGE})  # of pages: full, light
+    heavy: int = 0  # runs in a row that did not even come alone
+    arrived: float = field(default_factory=lambda: time.monotonic())  # when a history last came
     part_number: Iterator[int] = field(default_factory=itertools.count)
+    runs: int = 0
+    new: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    removed: list[dict[str, str]] = field(default_factory=list)
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)  # run id -> id, name, error
+    states: Counter[str] = field(default_factory=Counter)
+    not_listed: int = 0  # runs that W&B counts and does not list
+    history_rows: int | None = None
+    seconds: float = 0.0
+    size: int = 0
+    error: str | None = None
+    refused: bool = False  # there is no such project, or the key is rejected
 
     @property
     def title(self) -> str:
         return f"{self.entity}/{self.name}"
 
     def path(self, ending: str) -> Path:
-        return self.export.folder / f"{self.entity}_{self.name}_{ending}"
+        return self.args.output / f"{file_stem(f'{self.entity}_{self.name}')}_{ending}"
 
     @property
     def parts(self) -> Path:
         """Where fetched pages wait for the merge; there only while an export is under way or was interrupted."""
-        return self.export.folder / f".{self.entity}_{self.name}.parts"
+        return self.path("runs.parquet").with_name(f".{file_stem(f'{self.entity}_{self.name}')}.parts")
 
 
-FINGERPRINT = ["id", "name", "state", "created_at", "heartbeat_at", "tags", "user", "group", "job_type", "sweep"]
-FINGERPRINT += ["notes", "commit", "history_rows"]
-CREATED = FINGERPRINT.index("created_at")
+def file_stem(name: str) -> str:
+    """A name from W&B as one part of a file's name; what no file system should see becomes `_` and a digest."""
+    reserved = re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name, re.IGNORECASE)
+    safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]', "_", name)
+    if safe == name and name[:1] not in ("", ".") and not reserved and len(name.encode()) <= 200:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:10]
+    return f"_{safe.lstrip('.').encode()[:180].decode(errors='ignore')}_{digest}"
+
+
+# The columns that a listing shows, each with its field in W&B's GraphQL. A run in which none changed did not change.
+FIELDS = {"id": "name", "name": "displayName", "state": "state", "created_at": "createdAt"}
+FIELDS |= {"heartbeat_at": "heartbeatAt", "tags": "tags", "user": "user", "group": "group", "job_type": "jobType"}
+FIELDS |= {"sweep": "sweepName", "notes": "notes", "commit": "commit", "history_rows": "historyLineCount"}
+STATE, CREATED = list(FIELDS).index("state"), list(FIELDS).index("created_at")
 
 
 def fixed_fields(node: dict[str, Any]) -> dict[str, Any]:
-    """The columns that need no config or summary, in the order of FINGERPRINT. Times are microseconds since 1970."""
+    """The columns of FIELDS from a run as W&B lists it. Times are microseconds since 1970."""
     user = node["user"] or {}
-    row = {
-        "id": node["name"],
-        "name": node["displayName"],
-        "state": node["state"],
+    return {name: clean_text(node[field]) for name, field in FIELDS.items()} | {
         "created_at": microseconds(node["createdAt"]),
         "heartbeat_at": microseconds(node["heartbeatAt"]),
-        "tags": list(node["tags"] or []),
-        "user": user.get("username") or user.get("name"),
-        "group": node["group"],
-        "job_type": node["jobType"],
-        "sweep": node["sweepName"],
-        "notes": node["notes"],
-        "commit": node["commit"],
-        "history_rows": node["historyLineCount"],
+        "tags": clean_text(list(node["tags"] or [])),
+        "user": clean_text(user.get("username") or user.get("name")),
+        "history_rows": whole(node["historyLineCount"]),
     }
-    return {name: clean_text(value) for name, value in row.items()}
 
 
-def fingerprint(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a run's fixed columns shows that it changed: all of them."""
-    return tuple(tuple(value) if isinstance(value, list) else value for value in row.values())
+def fingerprint(row: Iterable[Any]) -> tuple[Any, ...]:
+    """The values of FIELDS as something that compares."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in row)
 
 
 def microseconds(text: str | None) -> int | None:
@@ -688,6 +741,16 @@ def microseconds(text: str | None) -> int | None:
     moment = datetime.fromisoformat(text)
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def whole(value: Any) -> int | None:
+    """A step or a count as Int64, or null if it is none."""
+    return int(value) if isinstance(value, int | float) and value == value and abs(value) < 2**63 else None
+
+
+def finite(value: Any) -> float | None:
+    """Seconds as Float64, or null if it is no number."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 2**1023 else None
 
 
 def fixed_schema() -> dict[str, pa.DataType]:
@@ -710,20 +773,23 @@ def fixed_schema() -> dict[str, pa.DataType]:
 
 
 def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
-    """The runs of a page as a table of the contract's columns; a run whose data is no JSON is noted as failed."""
+    """Runs as W&B (or another source) gives them, as a table of the contract's columns with its footer.
+
+    A node is a dict of the fields in FIELDS, and of `config`, `summaryMetrics` and, where they are asked for,
+    `systemMetrics`, JSON text. A run whose data is no JSON is noted as failed.
+    """
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
     data: list[tuple[dict[str, Any], ...]] = []  # config, summary and system metrics of each
-    account = project.export.server.account
-    base = "/".join([account.app_url, quote(project.entity, safe=""), quote(project.name, safe=""), "runs"])
+    place = f"{project.server.app_url.rstrip('/')}/{quote(project.entity, safe='')}/{quote(project.name, safe='')}"
     for node in nodes:
         try:
-            row, *parsed = read_run(node, project.export.system)
+            row, *parsed = read_run(node, project.args.system_metrics)
         except (ValueError, RecursionError) as error:
             note_failure(project, node, f"its config or summary cannot be read: {error}")
             continue
-        url = f"{base}/{quote(row['id'], safe='')}"
+        url = f"{place}/runs/{quote(row['id'], safe='')}"
         rows.append(row | {"entity": project.entity, "project": project.name, "url": url})
         data.append(tuple(parsed))
     cells = gather(*zip(*data, strict=True)) if data else {}
@@ -735,7 +801,7 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
                 columns[column] = to_array(cells[key][0], column_type(kinds[key]))
         else:
             columns[name] = to_array([row[name] for row in rows], kind)
-    return pa.table(columns).replace_schema_metadata(footer(project, kinds))
+    return pa.table(columns).replace_schema_metadata(runs_footer(project, kinds))
 
 
 def read_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], ...]:
@@ -754,59 +820,16 @@ def read_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], ...]:
     return row, config, summary, {name.removeprefix("system."): value for name, value in metrics.items()}
 
 
-def whole(value: Any) -> int | None:
-    """A step as Int64, or null if it is none."""
-    return int(value) if isinstance(value, int | float) and value == value and abs(value) < 2**63 else None
+def footer(project: Project, **about: Any) -> dict[str, str]:
+    """What each of our files says of itself, beginning with whose it is."""
+    own = {"entity": project.entity, "project": project.name, "exported_at": now()}
+    return {"wandb_tools": json.dumps(own | about)}
 
 
-def finite(value: Any) -> float | None:
-    """Seconds as Float64, or null if it is no number."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 2**1023 else None
-
-
-def to_array(values: list[Any], kind: pa.DataType | str) -> pa.Array:
-    """An Arrow array; for `string`, values that are no text yet become their JSON text."""
-    import pyarrow as pa
-
-    if kind == "string":
-        values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        kind = pa.string()
-    elif kind == "double":
-        values = [None if value is None else float(value) for value in values]
-    try:
-        return pa.array(values, pa.type_for_alias(kind) if isinstance(kind, str) else kind)
-    except UnicodeEncodeError:  # lone surrogates, which the JSON columns keep, are shown as ?
-        return pa.array([clean_text(value) for value in values], kind)
-
-
-def clean_text(value: Any) -> Any:
-    """Text, or a list of texts, with lone surrogates replaced by `?`."""
-    if isinstance(value, list):
-        return [clean_text(item) for item in value]
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
-
-
-def footer(project: Project, kinds: dict[Key, Counter[str]]) -> dict[str, str]:
-    """What a file of runs says of itself: whose it is, and how many values of which kind each key has."""
-    about = {
-        "entity": project.entity,
-        "project": project.name,
-        "exported_at": now(),
-        "system": project.export.system,
-        "keys": [[list(key), +kinds[key], column] for key, column in name_columns(kinds).items()],
-    }
-    return {"wandb_tools": json.dumps(about)}
-
-
-def read_footer(path: Path, project: Project, metadata: dict[bytes, bytes] | None, what: str) -> dict[str, Any]:
-    """What a file says of itself. Raises `Trouble` for one that is not ours, or another project's."""
-    about = json.loads((metadata or {}).get(b"wandb_tools", b"null"))
-    if not about or what not in about:
-        raise Trouble(f"{path} is no export of this tool. It is left alone; move it away, or use another -o")
-    if (about["entity"], about["project"]) != (project.entity, project.name):
-        owner = f"{about['entity']}/{about['project']}"
-        raise Trouble(f"{path} is that of {owner}, whose name spells the same file. Use another -o")
-    return about
+def runs_footer(project: Project, kinds: dict[Key, Counter[str]]) -> dict[str, str]:
+    """The footer of a file of runs: how many values of which kind each key has, and its column."""
+    keys = [[list(key), +kinds[key], column] for key, column in name_columns(kinds).items()]
+    return footer(project, system=project.args.system_metrics, keys=keys)
 
 
 def now() -> str:
@@ -814,106 +837,145 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def note_failure(project: Project, node: dict[str, Any], error: str) -> None:
-    """Remember a run that could not be fetched, for the report and the metadata."""
+def note_failure(project: Project, node: dict[str, Any], error: object) -> None:
+    """Remember a run (`name` is its id) that could not be fetched, for the report and the metadata."""
+    run, name = str(node["name"]), node.get("displayName") or ""
     with project.lock:
-        project.failed[node["name"]] = {"id": node["name"], "name": node["displayName"] or "", "error": error}
-    say(f"... {project.title}: run {node['displayName']} ({node['name']}) failed: {error}")
+        project.failed[run] = {"id": run, "name": name, "error": str(error)}
+    say(f"... {plain(project.title)}: run {plain(name)} ({plain(run)}) failed: {error}")
 
 
-# ---------------------------------------------------------------- sources and their merge
+# ---------------------------------------------------------------- files of this tool, and their merge
 
 
-class Source:
-    """A file of runs in the contract's form: a part, or an earlier export."""
+class Damaged(Stop):
+    """A file that is ours and whose rows cannot be read any more."""
 
-    def __init__(self, path: Path, project: Project) -> None:
-        import pyarrow.parquet as pq
-
+    def __init__(self, path: Path, error: object) -> None:
+        super().__init__(f"{path} is damaged ({error})", 1)
         self.path = path
-        with pq.ParquetFile(path) as file:
-            about = read_footer(path, project, file.schema_arrow.metadata, "keys")
-            self.has_system: bool = about["system"]
-            self.kinds: dict[Key, Counter[str]] = {tuple(key): Counter(kinds) for key, kinds, _ in about["keys"]}
-            self.types = {key: column_type(kinds) for key, kinds in self.kinds.items()}
-            self.columns: dict[Key, str] = {tuple(key): column for key, _, column in about["keys"]}
-            if set(file.schema_arrow.names) != {*self.columns.values(), *fixed_schema()} - {"*"}:
-                raise ValueError("its columns are not those that its footer tells of")
-            light = file.read(columns=FINGERPRINT)
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        self.starts = list(itertools.accumulate(groups, initial=0))
-        lists = [as_integers(light.column(name)).to_pylist() for name in FINGERPRINT]
-        self.prints = [
-            tuple(tuple(value) if isinstance(value, list) else value for value in row)
-            for row in zip(*lists, strict=True)
-        ]
+
+
+class Stored:
+    """A Parquet file of this tool: what it says of itself, and its rows by number, a row group at a time.
+
+    Raises `Stop` where it cannot be opened or is not this project's, `Damaged` where its rows cannot be read.
+    """
+
+    def __init__(self, path: Path, project: Project, what: str) -> None:
+        self.path = path
+        try:
+            with self.open() as file:
+                self.metadata, self.names = file.metadata, file.schema_arrow.names
+        except (ValueError, OSError, KeyError) as error:
+            raise Stop(
+                f"{path} cannot be read ({error}). It is left alone; move it away, or use another -o", 1
+            ) from None
+        self.about = json.loads((self.metadata.metadata or {}).get(b"wandb_tools", b"null"))
+        if not self.about or what not in self.about:
+            raise Stop(f"{path} is no export of this tool. It is left alone; move it away, or use another -o", 1)
+        if (self.about["entity"], self.about["project"]) != (project.entity, project.name):
+            owner = f"{self.about['entity']}/{self.about['project']}"
+            raise Stop(f"{path} is that of {owner}, whose name spells the same file. Use another -o", 1)
+        sizes = (self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups))
+        self.starts = list(itertools.accumulate(sizes, initial=0))
         self.cached: tuple[int, pa.Table] | None = None
 
-    def has_values(self, key: Key) -> bool:
-        """Whether a key has any value but null here."""
-        return key in self.kinds and self.kinds[key].total() > self.kinds[key]["null"]
+    def open(self) -> Any:
+        return open_parquet(self.path)
 
-    def group(self, number: int, columns: list[str] | None) -> pa.Table:
-        """One row group. The last whole one is kept: the merge reads each source from its start to its end."""
-        import pyarrow.parquet as pq
+    def read(self, groups: list[int], columns: list[str] | None = None) -> pa.Table:
+        """Whole row groups."""
+        try:
+            with self.open() as file:
+                return file.read_row_groups(groups, columns)
+        except (ValueError, OSError) as error:
+            raise Damaged(self.path, error) from None
 
-        if columns or self.cached is None or self.cached[0] != number:
-            with pq.ParquetFile(self.path) as file:
-                table = file.read_row_group(number, columns)
-            if columns:
-                return table
-            self.cached = number, table
-        return self.cached[1]
+    def group(self, row: int) -> tuple[int, pa.Table]:
+        """The row group that holds a row, and its first row's number. The last one is kept: merges read in order."""
+        number = bisect_right(self.starts, row) - 1
+        if self.cached is None or self.cached[0] != self.starts[number]:
+            self.cached = self.starts[number], self.read([number])
+        return self.cached
 
-    def take(self, rows: Sequence[int], columns: list[str] | None = None) -> pa.Table:
+    def take(self, rows: Sequence[int]) -> pa.Table:
         """The rows with these numbers, ascending."""
         import pyarrow as pa
 
-        pieces, at = [], 0
-        for number, (start, end) in enumerate(itertools.pairwise(self.starts)):
-            first = at
-            while at < len(rows) and rows[at] < end:
-                at += 1
-            if at > first:
-                table = self.group(number, columns)
-                picked = [row - start for row in rows[first:at]]
-                if rows[at - 1] == end - 1 and not columns:
-                    self.cached = None  # its last row: the merge will not come back
-                if picked[-1] - picked[0] + 1 == len(picked):
-                    pieces.append(table.slice(picked[0], len(picked)))
-                else:
-                    pieces.append(table.take(picked))
+        pieces = []
+        for _, some in itertools.groupby(rows, key=lambda row: bisect_right(self.starts, row)):
+            picked = list(some)
+            start, table = self.group(picked[0])
+            if picked[-1] - picked[0] + 1 == len(picked):
+                pieces.append(table.slice(picked[0] - start, len(picked)))
+            else:
+                pieces.append(table.take([row - start for row in picked]))
+        if rows and rows[-1] + 1 in self.starts:
+            self.cached = None  # its last row: the merge will not come back
         return pa.concat_tables(pieces)
 
 
-def as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Times as microseconds; other columns as they are."""
-    import pyarrow as pa
+def open_parquet(path: Path) -> Any:
+    """A Parquet file whose pages are checked as they are read."""
+    import pyarrow.parquet as pq
 
-    return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def count_kinds(source: Source, rows: Sequence[int], system: bool) -> dict[Key, Counter[str]]:
-    """How many values of which kind each key has in these rows of a source, from as few rows' JSON as possible."""
-    total = source.starts[-1]
-    dropped = sorted(set(range(total)) - set(rows))
-    if not dropped:
-        return source.kinds
-    subtract = len(dropped) <= len(rows)
-    counts: dict[Key, Counter[str]] = {}
-    number_columns = {key: column for key, column in source.columns.items() if key[0] == "system" and system}
-    chosen = dropped if subtract else list(rows)
-    for block in batched(chosen, BLOCK):
-        table = source.take(block, ["_config_json", "_summary_json", *number_columns.values()])
-        data = [[parse_json(text) for text in table[f"_{name}_json"].to_pylist()] for name in ("config", "summary")]
-        for key, (_, kinds) in gather(*data).items():
-            counts.setdefault(key, Counter()).update(kinds)
-        for key, column in number_columns.items():
-            counts.setdefault(key, Counter())["float"] += len(table) - table[column].null_count
-    if not subtract:
-        return {key: kinds for key, kinds in counts.items() if kinds.total()}
-    left = {key: kinds - counts.get(key, Counter()) for key, kinds in source.kinds.items()}
-    return {key: kinds for key, kinds in left.items() if kinds}
+class Runs(Stored):
+    """A file of runs in the contract's form: a part, or the export before."""
+
+    def __init__(self, path: Path, project: Project) -> None:
+        import pyarrow as pa
+
+        super().__init__(path, project, "keys")
+        self.kinds: dict[Key, Counter[str]] = {tuple(key): Counter(kinds) for key, kinds, _ in self.about["keys"]}
+        self.columns: dict[Key, str] = {tuple(key): column for key, _, column in self.about["keys"]}
+        if set(self.names) != {*self.columns.values(), *fixed_schema()} - {"*"}:
+            raise Stop(f"{path} cannot be read (its columns are not those that its footer tells of)", 1)
+        light = self.read(list(range(self.metadata.num_row_groups)), list(FIELDS))
+        lists = [
+            (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+            for column in (light[name] for name in FIELDS)
+        ]
+        self.prints = list(map(fingerprint, zip(*lists, strict=True)))
+
+    def count_kinds(self, rows: set[int]) -> dict[Key, Counter[str]]:
+        """How many values of which kind each key has in these rows: all that there are, less those of the others."""
+        left = {key: kinds.copy() for key, kinds in self.kinds.items()}
+        for block in batched([row for row in range(len(self.prints)) if row not in rows], BLOCK):
+            table = self.take(block)
+            configs = gather([parse_json(text) for text in table["_config_json"].to_pylist()])
+            for key, column in self.columns.items():
+                if key[0] != "config":
+                    left[key] -= Counter(float=len(table) - table[column].null_count)
+                elif key in configs:
+                    left[key] -= configs[key][1]
+        return {key: kinds for key, kinds in left.items() if kinds}
+
+    def conform(self, table: pa.Table, columns: dict[Key, str], schema: pa.Schema) -> pa.Table:
+        """Rows of this file in another schema. Where the type changed, values are read from the JSON again."""
+        import pyarrow as pa
+
+        arrays = {name: table[name] for name in fixed_schema() if name != "*"}
+        own = {key: schema.field(column).type for key, column in columns.items() if key in self.columns}
+        again = {
+            key
+            for key, kind in own.items()
+            if (held := table[self.columns[key]]).type != kind and held.null_count < len(held)
+            if not (pa.types.is_int64(held.type) and pa.types.is_float64(kind))  # rounds as Python's float() does
+        }
+        cells = gather([parse_json(text) for text in table["_config_json"].to_pylist()]) if again else {}
+        for key, column in columns.items():
+            kind = schema.field(column).type
+            if key in again and key in cells:
+                arrays[column] = to_array(cells[key][0], str(kind))
+            elif key in own and key not in again:
+                arrays[column] = table[self.columns[key]].cast(kind, safe=False)
+            else:
+                arrays[column] = pa.nulls(len(table), kind)
+        return pa.table([arrays[name] for name in schema.names], schema=schema)
 
 
 def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -921,7 +983,7 @@ def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def merge(project: Project, sources: list[Source], winners: dict[str, tuple[int, int]], target: Path) -> None:
+def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, int]]) -> None:
     """Write the file of all runs from the rows that stand for them, oldest first, a block at a time.
 
     `winners` maps a run id to its source (by number) and the row there.
@@ -930,28 +992,29 @@ def merge(project: Project, sources: list[Source], winners: dict[str, tuple[int,
     import pyarrow.parquet as pq
 
     order = sorted((sources[s].prints[row][CREATED] or 0, run, s, row) for run, (s, row) in winners.items())
+    used: dict[int, set[int]] = {}
+    for _, _, s, row in order:
+        used.setdefault(s, set()).add(row)
     kinds: dict[Key, Counter[str]] = {}
-    for number, source in enumerate(sources):
-        rows = sorted(row for _, _, s, row in order if s == number)
-        for key, counts in count_kinds(source, rows, project.export.system).items() if rows else ():
-            if key[0] != "system" or project.export.system:
+    for s, rows in used.items():
+        for key, counts in sources[s].count_kinds(rows).items():
+            if key[0] != "system" or project.args.system_metrics:
                 kinds.setdefault(key, Counter()).update(counts)
     columns = name_columns(kinds)
-    types = {key: column_type(kinds[key]) for key in columns}
     fields: list[tuple[str, Any]] = []
     for name, kind in fixed_schema().items():
-        fields += [(columns[key], pa.type_for_alias(types[key])) for key in columns] if name == "*" else [(name, kind)]
-    schema = pa.schema(fields, metadata=footer(project, kinds))
+        typed = [(column, pa.type_for_alias(column_type(kinds[key]))) for key, column in columns.items()]
+        fields += typed if name == "*" else [(name, kind)]
+    schema = pa.schema(fields, metadata=runs_footer(project, kinds))
     small = [name for name in schema.names if not name.endswith("_json")]
-    options = {"compression": "zstd", "compression_level": 3, "write_statistics": small}
+    options = {"compression": "zstd", "compression_level": 3, "write_statistics": small, "write_page_checksum": True}
     options["use_dictionary"] = [name for name in small if schema.field(name).type == pa.string()]
-    with written_beside(project, target) as path, pq.ParquetWriter(path, schema, **options) as writer:
+    with written_beside(project, "runs.parquet") as path, pq.ParquetWriter(path, schema, **options) as writer:
         for block in batched(order, BLOCK):
             pieces, places = [], []
-            for number in sorted({s for _, _, s, _ in block}):
-                picked = sorted((row, place) for place, (_, _, s, row) in enumerate(block) if s == number)
-                table = sources[number].take([row for row, _ in picked])
-                pieces.append(conform(table, sources[number], columns, types, schema))
+            for s in sorted({s for _, _, s, _ in block}):
+                picked = sorted((row, place) for place, (_, _, number, row) in enumerate(block) if number == s)
+                pieces.append(sources[s].conform(sources[s].take([row for row, _ in picked]), columns, schema))
                 places += [place for _, place in picked]
             table = pa.concat_tables(pieces)
             if places != sorted(places):
@@ -959,76 +1022,196 @@ def merge(project: Project, sources: list[Source], winners: dict[str, tuple[int,
             writer.write_table(table)
 
 
-def conform(
-    table: pa.Table, source: Source, columns: dict[Key, str], types: dict[Key, str], schema: pa.Schema
-) -> pa.Table:
-    """Rows of a source in the final schema; a column of another type is cast if that is exact, else read from JSON."""
-    import pyarrow as pa
-
-    again = {
-        key
-        for key, own in source.types.items()
-        if key in types and own != types[key] and (own, types[key]) != EXACT_CAST and source.has_values(key)
-    }
-    texts = table["_config_json"].to_pylist() if again else []
-    cells = gather([parse_json(text) for text in texts])
-    arrays = {name: table[name] for name in fixed_schema() if name != "*"}
-    for key, column in columns.items():
-        kind = schema.field(column).type
-        if key in again and key in cells:
-            arrays[column] = to_array(cells[key][0], types[key])
-        elif key in again or not source.has_values(key):
-            arrays[column] = pa.nulls(len(table), kind)
-        else:
-            values = table[source.columns[key]]
-            arrays[column] = values if values.type == kind else values.cast(kind, safe=False)
-    return pa.table([arrays[name] for name in schema.names], schema=schema)
-
-
-EXACT_CAST = ("int64", "double")  # rounds as Python's float() does; every other change of type needs the JSON
-
-
 @contextlib.contextmanager
-def written_beside(project: Project, target: Path) -> Iterator[Path]:
+def written_beside(project: Project, ending: str) -> Iterator[Path]:
     """A path to write to, which takes the target's place when the block ends well. Leftovers go with the parts."""
-    path = project.parts / f"{target.name}.tmp"
+    path = project.parts / f"{ending}.tmp"
     yield path
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(path, target)
+    os.replace(path, project.path(ending))
 
 
-# ---------------------------------------------------------------- fetching runs
+# ---------------------------------------------------------------- runs from W&B
 
 
-@dataclass
-class Pace:
-    """How many runs the next page asks for: more while pages arrive quickly, half when one does not arrive."""
+def run_jobs(project: Project, jobs: Iterable[Job]) -> None:
+    """Run the jobs on the export's workers; what a job yields comes before what still waits.
 
-    size: int
-    good: int = 0  # pages that came since the last change
-    patience: int = 1  # pages that must come before the size doubles again
+    The first error ends it; what has begun by then still ends well.
+    """
+    waiting, lock = deque(jobs), threading.Lock()
+    running: set[Future[None]] = set()
+    errors: list[BaseException] = []
 
-    def arrived(self, runs: int, seconds: float, size_in_bytes: int) -> None:
-        """Grow after a page of this many runs; `patience` keeps the size from climbing into the same wall again."""
-        self.good += 1
-        if self.good >= self.patience and runs:
-            self.good = 0
-            roof = min(PAGE_SECONDS / seconds, PAGE_BYTES / max(1, size_in_bytes)) * runs
-            growth = 4 if self.patience == 1 else 2
-            self.size = max(1, min(LARGEST_PAGE, self.size * growth, int(max(roof, self.size / 2))))
+    def start() -> None:
+        with lock:
+            while waiting and not errors and len(running) < project.args.workers:
+                running.add(project.pool.submit(work, waiting.popleft()))
 
-    def missed(self, asked: int) -> None:
-        """Halve after a page that did not arrive."""
-        if asked <= self.size:  # not once more for each page that was under way at the old size
-            self.size = max(1, asked // 2)
-            if self.good or self.patience == 1:  # a way down of several steps is one wall
-                self.patience = min(32, self.patience * 2)
-            self.good = 0
+    def work(job: Job) -> None:
+        for following in job() or ():
+            waiting.appendleft(following)
+            start()
+
+    start()
+    while running:
+        done, _ = wait(list(running), return_when=FIRST_COMPLETED)
+        running -= done
+        errors += [error for future in done if not future.cancelled() and (error := future.exception())]
+        for future in list(running) if errors else ():
+            future.cancel()
+        start()
+    if errors:
+        raise errors[0]
 
 
-class Missing(Trouble):
-    """There is no such project, or the key does not see it."""
+class Listing:
+    """One pass over the runs that the filters let through; what it asks for is done by jobs (`run_jobs`).
+
+    `prints` maps the id of each run that came to its fingerprint, `total` is how many there are by W&B's count. In a
+    full pass the runs come with config and summary, and each page is kept as a part.
+    """
+
+    def __init__(self, project: Project, full: bool) -> None:
+        self.project, self.full = project, full
+        self.prints: dict[str, tuple[Any, ...]] = {}
+        self.total = 0
+        self.seen: dict[str, set[str]] = {}  # cursors, by window
+
+    def ask(
+        self, window: dict[str, Any], size: int, after: str | None, probe: bool, full: bool, tries: int
+    ) -> dict[str, Any]:
+        """One page of runs, oldest first: `runs`; with `probe` also `total` and `newest`, of the whole project."""
+        project = self.project
+        fields = " ".join(field for field in FIELDS.values() if field != "user") + " user { username name }"
+        if full:
+            fields += " config summaryMetrics" + " systemMetrics" * project.args.system_metrics
+        query = f"""query {"ExportRuns" if full else "ListRuns"}($entity: String!, $project: String!, $probe: Boolean!,
+            $filters: JSONString, $all: JSONString, $first: Int!, $after: String) {{
+          project(name: $project, entityName: $entity) {{
+            total: runCount(filters: $all) @include(if: $probe)
+            newest: runs(filters: $all, first: 1, order: "-created_at") @include(if: $probe) {{
+              edges {{ node {{ createdAt }} }} }}
+            runs(filters: $filters, first: $first, after: $after, order: "+created_at") {{
+              edges {{ node {{ {fields} }} }} pageInfo {{ endCursor hasNextPage }} }} }} }}"""
+        variables = {"entity": project.entity, "project": project.name, "first": size, "after": after, "probe": probe}
+        variables |= {"all": all_of(project.args.filters), "filters": all_of([*project.args.filters, window])}
+        reply = project.server.ask(query, variables, tries=tries)["project"]
+        if reply is None:
+            raise unseen(project.server, project.entity, project.name)
+        return reply
+
+    def page(
+        self, window: dict[str, Any], after: str | None = None, most: int = LARGEST_PAGE, probe: bool = False
+    ) -> Iterator[Job]:
+        """A job: one page of a window, from a cursor on, then the rest of the window; smaller if it does not arrive."""
+        sizes = self.project.sizes
+        size = min(most, sizes[self.full])
+        try:
+            if size == 1:
+                reply = self.alone(window, after, probe)
+            else:
+                reply = self.ask(window, size, after, probe, self.full, tries=1)
+        except Unanswered:
+            if size == 1:
+                raise
+            sizes[self.full] = max(1, min(sizes[self.full], size // 2))
+            yield functools.partial(self.page, window, after, most, probe)
+            return
+        nodes = [edge["node"] for edge in reply["runs"]["edges"]]
+        if any("config" in (node or {}) for node in nodes):
+            self.project.heavy = 0
+        if len(nodes) == size:  # grow slowly: a page that is too large costs the server a time-out
+            weight = sum(
+                len(node.get("config") or "") + len(node.get("summaryMetrics") or "") for node in nodes if node
+            )
+            roof = PAGE_BYTES * size // max(1, weight)
+            sizes[self.full] = max(1, min(LARGEST_PAGE, roof, sizes[self.full] + 1 + sizes[self.full] // 20))
+        if probe:
+            self.total = reply["total"]
+            self.project.progress.expect(self.total if self.full else 0)
+        if cursor := next_cursor(reply["runs"], self.seen.setdefault(json.dumps(window), set())):
+            ends = [second(nodes[-1]), second(reply["newest"]["edges"][0]["node"])] if probe and self.full else [None]
+            if None in ends:
+                yield functools.partial(self.page, window, cursor)
+            else:
+                yield functools.partial(self.split, ends[0], ends[1] + 1, None)
+        self.keep(nodes)
+
+    def alone(self, window: dict[str, Any], after: str | None, probe: bool) -> dict[str, Any]:
+        """A page of one run; in a full pass one without config, noted as failed, when it does not come otherwise."""
+        if not self.full:
+            return self.ask(window, 1, after, probe, False, 0)
+        with contextlib.suppress(Unanswered):
+            return self.ask(window, 1, after, probe, True, 2)
+        light = self.ask(window, 1, after, probe, False, 0)  # raises where the server is at fault, not the run
+        try:
+            return self.ask(window, 1, after, probe, True, 2)
+        except Unanswered as error:
+            self.project.heavy += 1
+            if self.project.heavy == HEAVY:
+                raise
+            for edge in light["runs"]["edges"]:
+                note_failure(self.project, edge["node"], f"too heavy to fetch: {error}")
+            return light
+
+    def split(self, start: int, end: int, last: int | None) -> Iterator[Job]:
+        """A job: the pages of windows that hold about as many of the runs created in [start, end) each, in seconds.
+
+        Counts slices of time in one request and joins neighbours; a slice that holds far too many is split in turn.
+        Windows are half-open and meet, so that no run is in two or in none; the last ends at `last`, None is open.
+        """
+        project = self.project
+        slices = list(itertools.pairwise(sorted({start + (end - start) * i // 64 for i in range(65)})))
+        declared = ", ".join(f"$s{i}: JSONString" for i in range(len(slices)))
+        asked = " ".join(f"s{i}: runCount(filters: $s{i})" for i in range(len(slices)))
+        query = f"""query CountRuns($entity: String!, $project: String!, {declared}) {{
+          project(name: $project, entityName: $entity) {{ {asked} }} }}"""
+        variables: dict[str, Any] = {"entity": project.entity, "project": project.name}
+        variables |= {f"s{i}": all_of([*project.args.filters, created(a, b)]) for i, (a, b) in enumerate(slices)}
+        counts = list(project.server.ask(query, variables)["project"].values())
+        share = max(FIRST_PAGE, -(-sum(counts) // project.args.workers))
+        held = 0
+        for (a, b), runs in zip(slices, counts, strict=True):
+            heavy = runs > 2 * share and b - a > 1
+            if held and (heavy or held + runs > share):
+                yield functools.partial(self.page, created(start, a))
+                start, held = a, 0
+            held += runs
+            if heavy:
+                yield functools.partial(self.split, a, b, b)
+                start, held = b, 0
+        if last is None or start < last:
+            yield functools.partial(self.page, created(start, last))
+
+    def keep(self, nodes: list[dict[str, Any] | None]) -> None:
+        """Take the runs of a page down, in a full pass also as a part on disk. One page at a time: memory."""
+        import pyarrow.parquet as pq
+
+        project = self.project
+        with project.lock:
+            fresh = []
+            for node in nodes:
+                if not node or not node.get("name"):
+                    continue  # no run; the count will tell
+                try:
+                    print_ = fingerprint(fixed_fields(node).values())
+                except (ValueError, OverflowError) as error:  # a date that is none
+                    note_failure(project, node, f"what W&B says of it cannot be read: {error}")
+                    print_ = (node["name"],)
+                else:
+                    if "config" in node and self.prints.get(node["name"]) != print_:
+                        fresh.append(node)
+                self.prints[node["name"]] = print_
+            if not fresh:
+                return
+            path = project.parts / f"{next(project.part_number):07}.parquet"
+            table = tabulate(project, fresh)
+            options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+            pq.write_table(table, path.with_suffix(".tmp"), write_page_checksum=True, **options)
+            os.replace(path.with_suffix(".tmp"), path)
+        project.progress.fetched(len(table))
 
 
 def all_of(filters: Iterable[dict[str, Any]]) -> str:
@@ -1039,403 +1222,232 @@ def all_of(filters: Iterable[dict[str, Any]]) -> str:
 
 def created(start: int | None, end: int | None) -> dict[str, Any]:
     """The filter for runs created in [start, end), in seconds since 1970; None is open."""
-    bounds = {op: iso_second(at) for op, at in (("$gte", start), ("$lt", end)) if at is not None}
+    day = {"$gte": start, "$lt": end}
+    bounds = {op: f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S}" for op, at in day.items() if at is not None}
     return {"createdAt": bounds} if bounds else {}
 
 
-def iso_second(seconds: int) -> str:
-    """A time as W&B's filters take it, UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def fetch_page(
-    project: Project, window: dict[str, Any], first: int, after: str | None, light: bool, tries: int, probe: bool
-) -> dict[str, Any]:
-    """One page of runs, oldest first: `edges`, `pageInfo`; with `probe` also `total` and `newest` of the window."""
-    server = project.export.server
-    fields = LIGHT_FIELDS if light else f"{LIGHT_FIELDS} config summaryMetrics"
-    fields += " systemMetrics" if project.export.system and not light else ""
-    extra = """total: runCount(filters: $filters)
-      newest: runs(filters: $filters, first: 1, order: "-created_at") { edges { node { createdAt } } }"""
-    query = f"""query {"ListRuns" if light else "ExportRuns"}(
-        $entity: String!, $project: String!, $filters: JSONString, $first: Int!, $after: String) {{
-      project(name: $project, entityName: $entity) {{
-        {extra if probe else ""}
-        runs(filters: $filters, first: $first, after: $after, order: "+created_at") {{
-          edges {{ node {{ {fields} }} cursor }}
-          pageInfo {{ endCursor hasNextPage }} }} }} }}"""
-    filters = all_of([*project.export.filters, window])
-    names = {"entity": project.entity, "project": project.name}
-    reply = server.ask(query, {**names, "filters": filters, "first": first, "after": after}, tries)["project"]
-    if reply is None:
-        raise Missing(f"W&B shows no project {project.name!r} of entity {project.entity!r} to this key")
-    return {**reply.pop("runs"), **reply}
-
-
-def fetch_window(
-    project: Project,
-    window: dict[str, Any],
-    light: bool,
-    take: Callable[[list[dict[str, Any]]], None],
-    probe: bool = False,
-) -> dict[str, Any]:
-    """Fetch the runs of a window page by page and give each page to `take`; with `probe` only the first page.
-
-    A page that does not arrive is asked for again at half its size; a run that does not even arrive alone is noted
-    as failed and passed over. Returns the last page. Raises `Trouble`.
-    """
-    after: str | None = None
-    pace = project.light_pace if light else project.pace
-    misses = 0
-    while True:
-        size = pace.size
-        started = time.monotonic()
-        try:
-            if size == 1 and not light:
-                page = fetch_alone(project, window, after, probe)
-            else:
-                page = fetch_page(project, window, size, after, light, TRIES if size == 1 else 1, probe)
-        except Unanswered:
-            if size == 1:
-                raise
-            pace.missed(size)
-            misses += 1
-            time.sleep(min(2, 0.1 * 2**misses))  # where the server is down, a smaller page does not help
-            continue
-        misses = 0
-        nodes = [edge["node"] for edge in page["edges"]]
-        weight = sum(len(node.get("config") or "") + len(node.get("summaryMetrics") or "") for node in nodes)
-        pace.arrived(len(nodes), time.monotonic() - started, weight)
-        take(nodes)
-        after = page["pageInfo"]["endCursor"]
-        if probe or not page["pageInfo"]["hasNextPage"]:
-            return page
-
-
-def fetch_alone(project: Project, window: dict[str, Any], after: str | None, probe: bool) -> dict[str, Any]:
-    """A page of one run; without it, and with the run noted as failed, when not even that can be fetched."""
-    with contextlib.suppress(Unanswered):
-        return fetch_page(project, window, 1, after, False, 3, probe)
-    light = fetch_page(
-        project, window, 1, after, True, TRIES, probe
-    )  # raises where the server is at fault, not the run
+def second(node: dict[str, Any] | None) -> int | None:
+    """When a run was created, in whole seconds since 1970; None where W&B does not say, or means no time of ours."""
     try:
-        return fetch_page(project, window, 1, after, False, 2, probe)
-    except Unanswered as error:
-        for edge in light["edges"]:
-            note_failure(project, edge["node"], f"too heavy to fetch: {error}")
-        return light | {"edges": []}
+        moment = microseconds((node or {}).get("createdAt"))
+    except (ValueError, OverflowError):
+        return None
+    return moment // 1_000_000 if moment and 0 < moment < 4e15 else None  # until 2096
 
 
-def keep_page(project: Project, nodes: list[dict[str, Any]]) -> None:
-    """Turn a page of runs into a part on disk. One page at a time: what is held then is what memory is used for."""
-    import pyarrow.parquet as pq
+def list_runs(project: Project, known: Iterable[tuple[Any, ...]], full: bool) -> dict[str, tuple[Any, ...]]:
+    """Run id -> fingerprint of every run that the filters let through.
 
-    if not nodes:
-        return
-    with project.lock:
-        table = tabulate(project, nodes)
-        number = next(project.part_number)
-    path = project.parts / f"{number:07}.parquet"
-    pq.write_table(table, path.with_suffix(".tmp"), compression="lz4", use_dictionary=False, write_statistics=False)
-    os.replace(path.with_suffix(".tmp"), path)
-    project.export.progress.fetched(len(table))
-
-
-def in_parallel(project: Project, jobs: Iterable[Callable[[], Any]]) -> list[Any]:
-    """The results of the jobs, run on the export's workers. The first error ends it; what has begun still ends well."""
-    futures: list[Future[Any]] = [project.export.pool.submit(job) for job in jobs]
-    wait(futures, return_when=FIRST_EXCEPTION)
-    for future in futures:
-        future.cancel()
-    wait(futures)
-    errors = [future.exception() for future in futures if not future.cancelled() and future.exception()]
-    if errors:
-        raise errors[0]
-    return [future.result() for future in futures]
-
-
-def fetch_everything(project: Project, light: bool, take: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Fetch all runs that the filters let through: the first page alone, then windows of time in parallel."""
-    first: list[dict[str, Any]] = []
-
-    def first_page(nodes: list[dict[str, Any]]) -> None:
-        first.extend(nodes)
-        take(nodes)
-
-    [page] = in_parallel(project, [lambda: fetch_window(project, {}, light, first_page, probe=True)])
-    project.export.progress.expect(page["total"])
-    if not page["pageInfo"]["hasNextPage"]:
-        return
-    start = (microseconds(first[-1]["createdAt"]) or 0) // 1_000_000 if first else 0
-    end = (microseconds(page["newest"]["edges"][0]["node"]["createdAt"]) or 0) // 1_000_000 + 1
-    already = {node["name"] for node in first}
-
-    def rest(nodes: list[dict[str, Any]]) -> None:
-        take([node for node in nodes if node["name"] not in already])
-
-    left = page["total"] - len(first)
-    target = max(FIRST_PAGE, min(2 * LARGEST_PAGE, -(-left // project.export.workers)))
-    windows = plan_windows(project, start, max(start + 1, end), target)
-    in_parallel(project, [lambda w=window: fetch_window(project, w, light, rest) for window in windows])
-
-
-def plan_windows(project: Project, start: int, end: int, target: int) -> list[dict[str, Any]]:
-    """Filters that split the runs created from `start` on (seconds) into windows of about `target` runs each.
-
-    Counts 32 slices of time in one request, splits those that hold too many once more, and joins neighbours. Windows
-    are half-open and meet, so that no run is in two or in none; the last has no end. Runs of one second stay together.
+    A `full` pass fetches the runs at once, page by page. A light listing, without config and summary, is for projects
+    of which runs are known: it comes in windows cut where their times say. Either is held against W&B's own count.
     """
-    slices = count_slices(project, cut(start, end, 32))
-    for _ in range(2):
-        heavy = [(a, b) for a, b, runs in slices if runs > 1.5 * target and b - a > 1]
-        if not heavy:
-            break
-        finer = count_slices(project, [s for a, b in heavy for s in cut(a, b, max(4, 32 // len(heavy)))])
-        slices = sorted([s for s in slices if s[:2] not in heavy] + finer)
-    edges, held = [start], 0
-    for a, _, runs in slices:
-        if held and held + runs > 1.2 * target:
-            edges.append(a)
-            held = 0
-        held += runs
-    return [created(a, b) for a, b in itertools.zip_longest(edges, edges[1:])]
-
-
-def cut(start: int, end: int, pieces: int) -> list[tuple[int, int]]:
-    """At most `pieces` half-open slices of whole seconds that make up [start, end)."""
-    edges = sorted({start + (end - start) * i // pieces for i in range(pieces + 1)})
-    return list(itertools.pairwise(edges))
-
-
-def count_slices(project: Project, slices: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(start, end, runs) of each slice of time, counted by W&B in one request."""
-    names = [f"s{i}" for i in range(len(slices))]
-    declared = ", ".join(f"${name}: JSONString" for name in names)
-    asked = " ".join(f"{name}: runCount(filters: ${name})" for name in names)
-    query = f"""query CountRuns($entity: String!, $project: String!, {declared}) {{
-      project(name: $project, entityName: $entity) {{ {asked} }} }}"""
-    variables: dict[str, Any] = {"entity": project.entity, "project": project.name}
-    for name, (start, end) in zip(names, slices, strict=True):
-        variables[name] = all_of([*project.export.filters, created(start, end)])
-    counts = project.export.server.ask(query, variables)["project"]
-    return [(start, end, counts[name]) for name, (start, end) in zip(names, slices, strict=True)]
-
-
-def list_runs(project: Project, known: set[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-    """Run id -> fingerprint of every run that the filters let through; what is known already tells where to cut."""
-    prints: dict[str, tuple[Any, ...]] = {}
-
-    def take(nodes: list[dict[str, Any]]) -> None:
-        rows = [fixed_fields(node) for node in nodes]
-        prints.update({row["id"]: fingerprint(row) for row in rows})
-
-    times = sorted((print_[CREATED] or 0) // 1_000_000 for print_ in known)
-    pieces = min(project.export.workers, -(-len(times) // 450))
-    edges = sorted({times[len(times) * i // pieces] for i in range(1, pieces)})
-    windows = [created(a, b) for a, b in itertools.zip_longest([None, *edges], edges)]
-    in_parallel(project, [lambda w=window: fetch_window(project, w, True, take) for window in windows])
+    listing = Listing(project, full)
+    if full:
+        run_jobs(project, [functools.partial(listing.page, {}, None, FIRST_PAGE, True)])
+    else:
+        times = sorted((print_[CREATED] or 0) // 1_000_000 for print_ in known)
+        pieces = min(project.args.workers, -(-len(times) // 600))
+        edges = sorted({times[len(times) * i // pieces] for i in range(1, pieces)})
+        windows = [created(a, b) for a, b in itertools.zip_longest([None, *edges], edges)]
+        run_jobs(project, [functools.partial(listing.page, w, probe=not i) for i, w in enumerate(windows)])
+    prints, total = listing.prints, listing.total
+    if len(prints) < total:  # once more, in one window: some went meanwhile, or have no time of creation
+        again = Listing(project, full=False)
+        run_jobs(project, [functools.partial(again.page, {}, probe=True)])
+        prints, total = prints | again.prints, again.total
+    project.not_listed = max(0, total - len(prints))
     return prints
 
 
-def fetch_some(project: Project, ids: list[str]) -> None:
-    """Fetch the runs with these ids in full."""
-    size = max(FIRST_PAGE, min(500, -(-len(ids) // project.export.workers)))
-    project.export.progress.expect(len(ids))
-
-    def job(some: Sequence[str]) -> Callable[[], Any]:
-        window = {"name": {"$in": list(some)}}
-        return lambda: fetch_window(project, window, False, lambda nodes: keep_page(project, nodes))
-
-    in_parallel(project, [job(some) for some in batched(ids, size)])
+def fetch_runs(project: Project, ids: list[str]) -> None:
+    """Fetch the runs with these ids in full, as parts."""
+    project.progress.expect(len(ids))
+    listing = Listing(project, full=True)
+    some = batched(ids, max(FIRST_PAGE, min(project.sizes[True], -(-len(ids) // project.args.workers))))
+    run_jobs(project, [functools.partial(listing.page, {"name": {"$in": list(part)}}) for part in some])
 
 
 # ---------------------------------------------------------------- history
 
+# What is known of a run's history is a dict: `kinds` says of each logged key with values whether they are all numbers
+# or (also) text; `mark` is the run's state, heartbeat and row count at the time; `confirmed` whether row count and
+# last step agree with what W&B says; `rows` of `file` (a `Stored`) from `first` on are the history.
+Facts = dict[str, Any]
+STEP = ("_step", "_timestamp", "_runtime")
+RUN = ("run_id", "run_name", "entity", "project")
 
-HISTORY_FIXED = {"run_id": "string", "run_name": "string", "entity": "string", "project": "string"}
-HISTORY_FIXED |= {"_step": "int64", "_timestamp": "double", "_runtime": "double"}
-LIVE_STEPS = 1000  # the span of one history call; W&B's client pages so too, and wider ones may be sampled
 
-
-class Expired(Trouble):
+class Expired(Stop):
     """A pre-signed download address that is no longer good; asking again gives a new one."""
 
 
-@dataclass
-class Logged:
-    """The fetched history of one run: the files that hold it, and what they were found to hold.
-
-    `kinds` says of each logged key with values whether they are all numbers or (also) text; `mark` is the run's state,
-    heartbeat and row count at the time, `confirmed` whether row count and last step agree with what W&B says.
-    """
-
-    files: list[str]
-    globs: list[str]
-    kinds: dict[str, str]
-    mark: list[Any]
-    ordered: bool
-    confirmed: bool
-    rows: int
-
-
-def fetch_history(project: Project, runs: list[dict[str, Any]]) -> dict[str, Logged]:
-    """Fetch the history of these runs (rows of the runs file) into files of the parts folder; run id -> what came."""
-    folder = project.parts / "history"
-    folder.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Logged] = {}
-    for run in runs:  # what an interrupted export left behind
-        with contextlib.suppress(FileNotFoundError):
-            logged = Logged(**json.loads((folder / f"{file_stem(run['id'])}.json").read_text()))
-            same = (logged.mark, logged.globs) == (history_mark(run), project.export.history_keys)
-            if same and all((folder / name).exists() for name in logged.files):
-                done[run["id"]] = logged
-    if done:
-        project.export.progress.note(f"... {project.title}: going on from the history of {len(done)} runs on disk")
-    todo = [run for run in runs if run["id"] not in done]
-    project.export.progress.expect(len(todo), "histories")
-    size = max(10, min(25, -(-len(todo) // project.export.workers)))
-
-    def job(some: Sequence[dict[str, Any]]) -> Callable[[], None]:
-        return lambda: done.update(fetch_histories(project, list(some)))
-
-    in_parallel(project, [job(some) for some in batched(todo, size)])
-    return done
-
-
-def file_stem(run: str) -> str:
-    """A file name for a run id; ids that are none get a digest."""
-    return run if re.fullmatch(r"[\w-]{1,100}", run, re.ASCII) else hashlib.sha256(run.encode()).hexdigest()
-
-
 def history_mark(run: dict[str, Any]) -> list[Any]:
-    """What of a run shows that its history grew."""
+    """What of a run shows that its history changed."""
     return [run["state"], run["heartbeat_at"], run["history_rows"]]
 
 
-def fetch_histories(project: Project, runs: list[dict[str, Any]]) -> dict[str, Logged]:
-    """Fetch some runs' histories, whose addresses one request asks for. A run that fails is noted and left out."""
-    done: dict[str, Logged] = {}
-    addresses = ask_addresses(project, runs)
-    for run in runs:
-        node = {"name": run["id"], "displayName": run["name"]}
-        found = addresses.get(run["id"])
-        for attempt in range(3):
-            try:
-                if found is None:
-                    raise Trouble("W&B does not show this run any more")
-                done[run["id"]] = fetch_one_history(project, run, found["parquetUrls"] or [], found["liveData"] or [])
-                project.export.progress.fetched(1, "histories")
-                break
-            except Expired as error:
-                if attempt == 2:
-                    note_failure(project, node, f"history: {error}")
-                else:
-                    found = ask_addresses(project, [run]).get(run["id"])
-            except Rejected:
-                raise
-            except (Trouble, ValueError, KeyError) as error:  # the latter two: a file that is not as W&B writes it
-                note_failure(project, node, f"history: {error}")
-                break
+def fetch_history(project: Project, runs: list[dict[str, Any]]) -> dict[str, Facts]:
+    """Fetch the history of these runs (rows of the runs file), one clean file each; run id -> what came."""
+    folder = project.parts / "history"
+    folder.mkdir(exist_ok=True)
+    done: dict[str, Facts] = {}
+    for run in runs:  # what an interrupted export left behind
+        with contextlib.suppress(Stop):
+            stored = Stored(folder / f"{run_stem(run)}.parquet", project, "mark")
+            if (stored.about["mark"], stored.about["globs"]) == (history_mark(run), project.args.history_keys):
+                done[run["id"]] = stored.about | {"file": stored, "first": 0}
+    if done:
+        project.progress.note(f"... {plain(project.title)}: going on from the history of {len(done)} runs on disk")
+    todo = [run for run in runs if run["id"] not in done]
+    project.progress.expect(len(todo), "histories")
+    size = max(10, min(25, -(-len(todo) // project.args.workers)))
+    run_jobs(project, [functools.partial(ask_addresses, project, some, done) for some in batched(todo, size)])
     return done
 
 
-def ask_addresses(project: Project, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Run id -> `parquetUrls` of the exported files and `liveData`, the steps that are in none yet; in one request."""
+def run_stem(run: dict[str, Any]) -> str:
+    """A file name for a run; ids that are none get a digest."""
+    return run["id"] if re.fullmatch(r"[\w-]{1,100}", run["id"], re.ASCII) else file_stem(f"/{run['id']}")
+
+
+def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[str, Facts]) -> Iterator[Job]:
+    """A job: ask where the history of these runs is, in one request, then fetch it; fewer runs if none is told."""
+    try:
+        found = history_addresses(project, runs)
+    except Stop as error:
+        if isinstance(error, Rejected) or (len(runs) == 1 and time.monotonic() > project.arrived + PATIENCE):
+            raise
+        if len(runs) == 1:
+            note_failure(project, {"name": runs[0]["id"], "displayName": runs[0]["name"]}, f"history: {error}")
+        for half in (runs[: len(runs) // 2], runs[len(runs) // 2 :]) if len(runs) > 1 else ():
+            yield functools.partial(ask_addresses, project, half, done)
+        return
+    project.arrived = time.monotonic()
+    for run, where in zip(runs, found, strict=True):
+        yield functools.partial(fetch_run_history, project, run, where, done)
+
+
+def history_addresses(project: Project, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """Of each run `parquetUrls`, its exported files, and `liveData`, the steps that are in none yet."""
     names = [f"r{i}" for i in range(len(runs))]
     asked = " ".join(
-        f'{name}: run(name: ${name}) {{ parquetHistory(liveKeys: ["_step"]) {{ parquetUrls liveData }} }}'
-        for name in names
+        f'{n}: run(name: ${n}) {{ parquetHistory(liveKeys: ["_step"]) {{ parquetUrls liveData }} }}' for n in names
     )
     declared = ", ".join(f"${name}: String!" for name in names)
     query = f"""query HistoryAddresses($entity: String!, $project: String!, {declared}) {{
       project(name: $project, entityName: $entity) {{ {asked} }} }}"""
     variables = {"entity": project.entity, "project": project.name}
     variables |= {name: run["id"] for name, run in zip(names, runs, strict=True)}
+    reply = project.server.ask(query, variables, tries=2 if len(runs) > 1 else 0)["project"] or {}
+    with expected("histories"):
+        return [run and run["parquetHistory"] for run in map(reply.get, names)]
+
+
+def fetch_run_history(
+    project: Project, run: dict[str, Any], where: dict[str, Any] | None, done: dict[str, Facts]
+) -> None:
+    """A job: fetch a run's history. A run that fails, for whatever reason of its own, is noted and left out."""
+    import pyarrow as pa
+
     try:
-        reply = project.export.server.ask(query, variables, tries=TRIES if len(runs) == 1 else 2)["project"] or {}
-    except Unanswered:
-        if len(runs) == 1:
+        for attempt in range(3):
+            if where is None:
+                raise Stop("W&B does not show this run any more", 1)
+            try:
+                done[run["id"]] = assemble(project, run, where["parquetUrls"] or [], where["liveData"] or [])
+                break
+            except Expired:
+                if attempt == 2:
+                    raise
+                [where] = history_addresses(project, [run])
+        project.arrived = time.monotonic()
+        project.progress.fetched(1, "histories")
+    except (Stop, pa.ArrowException, ValueError, LookupError, TypeError, OSError) as error:
+        if isinstance(error, Rejected) or getattr(error, "errno", None):  # the latter: our disk, not the run
             raise
-        half = len(runs) // 2
-        return ask_addresses(project, runs[:half]) | ask_addresses(project, runs[half:])
-    return {run["id"]: reply[n]["parquetHistory"] for n, run in zip(names, runs, strict=True) if reply.get(n)}
+        if isinstance(error, Unanswered) and time.monotonic() > project.arrived + PATIENCE:
+            raise
+        note_failure(project, {"name": run["id"], "displayName": run["name"]}, f"history: {error}")
 
 
-def fetch_one_history(project: Project, run: dict[str, Any], urls: list[str], live: list[Any]) -> Logged:
-    """Download a run's exported files as they are, fetch its live rows into files beside them, and look them over."""
+def assemble(project: Project, run: dict[str, Any], urls: list[str], live: list[Any]) -> Facts:
+    """Download a run's exported files, fetch its live rows, and make one clean file of them.
+
+    It has the columns STEP and the logged keys, Float64 or String, one row per step, ordered by it, with the facts in
+    its footer. Rows are converted in small batches, so that no run is held whole (one whose rows are out of order or
+    doubled excepted).
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    folder, stem = project.parts / "history", file_stem(run["id"])
-    files = [f"{stem}.{number}.parquet" for number in range(len(urls))]
-    for name, url in zip(files, urls, strict=True):
-        download(project, url, folder / name)
-    exported = max((pc.max(read_steps(folder / name)).as_py() or 0 for name in files), default=-1)
-    for number, rows in enumerate(filter(None, fetch_live_rows(project, run, live, exported))):
-        files.append(f"{stem}.live{number}.parquet")
-        pq.write_table(live_table(rows), folder / files[-1], compression="lz4")
+    target = project.parts / "history" / f"{run_stem(run)}.parquet"
+    raw = [target.with_suffix(f".{number}.raw") for number in range(len(urls))]
+    for path, url in zip(raw, urls, strict=True):
+        download(project, url, path)
+    most = 2 * (run["history_rows"] or 10_000_000) + 100_000
+    if (claimed := sum(open_parquet(path).metadata.num_rows for path in raw)) > most:
+        raise ValueError(f"its exported files claim {claimed} rows, and W&B counts {run['history_rows']}")
+    exported = max((pc.max(read_steps(path)).as_py() or 0 for path in raw), default=-1)
+    for rows in filter(None, fetch_live_rows(project, run, live, exported)):
+        raw.append(target.with_suffix(f".{len(raw)}.raw"))
+        pq.write_table(live_table(rows), raw[-1], compression="lz4")
+    globs = project.args.history_keys
     kinds: dict[str, str] = {}
-    for name in files:
-        for key, kind in key_kinds(folder / name, project.export.history_keys).items():
+    for path in raw:
+        for key, kind in key_kinds(path, globs).items():
             kinds[key] = "text" if "text" in (kind, kinds.get(key)) else "number"
-    steps = pa.chunked_array(
-        [c for name in files for c in read_steps(folder / name).chunks], pa.int64()
-    ).combine_chunks()
+    schema = pa.schema([("_step", pa.int64()), *((name, pa.float64()) for name in STEP[1:]), *arrow_fields(kinds)])
+    steps = pa.chunked_array([chunk for path in raw for chunk in read_steps(path).chunks], pa.int64()).combine_chunks()
+    if steps.null_count:
+        raise ValueError("some of its rows have no step")
     ordered = pc.all(pc.greater(steps[1:], steps[:-1])).as_py() is not False
-    rows = len(steps) if ordered else pc.count_distinct(steps).as_py()
-    last = pc.max(steps).as_py()
-    confirmed = rows == (run["history_rows"] or 0) and run["last_step"] in (None, last)
-    logged = Logged(files, project.export.history_keys, kinds, history_mark(run), ordered, confirmed, rows)
-    marker = folder / f"{stem}.json"
-    marker.with_suffix(".tmp").write_text(json.dumps(vars(logged)))
-    os.replace(marker.with_suffix(".tmp"), marker)
-    return logged
+    rows, last = len(steps) if ordered else pc.count_distinct(steps).as_py(), pc.max(steps).as_py()
+    tables: Iterable[pa.Table] = (
+        table for path in raw for table in read_raw(path, schema, list(kinds) if globs else None)
+    )
+    if not ordered:
+        table = pa.concat_tables([schema.empty_table(), *tables])
+        order = pc.sort_indices(table["_step"])  # stable: of rows of one step the first stays
+        sorted_steps = table["_step"].combine_chunks().take(order)
+        first = pa.concat_arrays([pa.array([True]), pc.not_equal(sorted_steps[1:], sorted_steps[:-1])])
+        tables = [table.take(order.filter(first[: len(order)]))]
+    facts: Facts = {"globs": globs, "kinds": kinds, "mark": history_mark(run)}
+    facts["confirmed"] = rows == (run["history_rows"] or 0) and run["last_step"] in (None, last)
+    options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    with pq.ParquetWriter(target.with_suffix(".tmp"), schema, **options) as writer:
+        facts["rows"] = 0
+        for table in tables:
+            writer.write_table(table)
+            facts["rows"] += len(table)
+        writer.add_key_value_metadata(footer(project, **facts))
+    os.replace(target.with_suffix(".tmp"), target)
+    for path in raw:
+        path.unlink()
+    return facts | {"file": Stored(target, project, "mark"), "first": 0}
 
 
 def download(project: Project, url: str, path: Path) -> None:
-    """Stream a file of exported history to disk. Raises `Expired`, or `Unanswered` after `TRIES` tries."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import urllib3
+    """Download a file of exported history through W&B's client. Raises `Expired`, or `Unanswered`."""
+    from wandb.proto.wandb_api_pb2 import ApiRequest, DownloadFileRequest
 
-    server = project.export.server
-    attempt = limited = 0
-    while True:
-        server.wait_for_turn()
-        try:
-            reply = server.pool.request("GET", url, preload_content=False)
-            try:
-                if reply.status == 200:
-                    with path.with_suffix(".tmp").open("wb") as file:
-                        shutil.copyfileobj(reply, file, 1 << 20)
-                    pq.ParquetFile(path.with_suffix(".tmp")).close()  # whole? its footer comes last
-                    os.replace(path.with_suffix(".tmp"), path)
-                    return
-            finally:
-                reply.release_conn()
-            if reply.status in (401, 403, 404, 410):
-                raise Expired(f"its download address is no longer good (HTTP {reply.status})")
-            if reply.status == 429:
-                limited += 1
-                server.slow_down(reply.headers.get("Retry-After"), limited)
-                continue
-            trouble = f"HTTP {reply.status}"
-        except (urllib3.exceptions.HTTPError, pa.ArrowInvalid) as error:
-            trouble = str(error)
-        attempt += 1
-        if attempt == TRIES:
-            raise Unanswered(f"its exported file does not arrive: {trouble}")
-        time.sleep(min(8, 0.25 * 2**attempt))
+    request = ApiRequest(download_file_request=DownloadFileRequest(path=str(path.resolve()), url=url))
+    try:
+        project.server.answer(lambda seconds: project.server.service.send_api_request(request, timeout=seconds))
+    except Unanswered:
+        raise
+    except Stop as error:
+        reason = "" if isinstance(error, Rejected) else f" ({error})"
+        raise Expired(f"its download address is no longer good{reason}", 1) from None
 
 
 def read_steps(path: Path) -> pa.ChunkedArray:
     """The `_step` column of a history file, as Int64."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=["_step"])["_step"].cast(pa.int64())
+    with open_parquet(path) as file:
+        return file.read(columns=["_step"])["_step"].cast(pa.int64())
 
 
 def fetch_live_rows(
@@ -1459,38 +1471,44 @@ def fetch_live_rows(
         query = f"""query LiveHistory($entity: String!, $project: String!, $run: String!) {{
           project(name: $project, entityName: $entity) {{ run(name: $run) {{ {calls} }} }} }}"""
         names = {"entity": project.entity, "project": project.name, "run": run["id"]}
-        reply = (project.export.server.ask(query, names)["project"] or {}).get("run") or {}
+        reply = (project.server.ask(query, names)["project"] or {}).get("run") or {}
         texts = [text for i in range(len(some)) for text in reply.get(f"h{i}") or []]
-        rows = [json.loads(text, strict=False) if isinstance(text, str) else text for text in texts]
+        rows = [parse_json(text) if isinstance(text, str) else text for text in texts]
         yield [row for row in rows if row.get("_step") in wanted]
 
 
 def live_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """History rows as a table: `_step` Int64, keys whose values are all numbers Float64, others their JSON text."""
+    """History rows as a table: `_step` Int64, keys whose values are all numbers Float64, others their text."""
     import pyarrow as pa
 
-    rows = [dotted(row) for row in rows]
-    columns: dict[str, pa.Array] = {"_step": pa.array([int(row["_step"]) for row in rows], pa.int64())}
-    for key in dict.fromkeys(key for row in rows for key in row if key != "_step"):
-        values = [row.get(key) for row in rows]
-        numbers = [NAMED_FLOATS.get(value, value) if isinstance(value, str) else value for value in values]
-        if all(value is None for value in values):
-            continue
-        if all(value is None or isinstance(value, int | float) for value in numbers):
-            columns[clean_text(key)] = to_array(numbers, "double")
+    columns: dict[str, list[Any]] = {}
+    for number, row in enumerate(map(dotted, rows)):
+        for key, value in row.items():
+            columns.setdefault(clean_text(key), [None] * len(rows))[number] = value
+    arrays = {"_step": pa.array(map(int, columns.pop("_step")), pa.int64())}
+    for key, values in columns.items():
+        numbers = list(map(as_number, values))
+        if numbers.count(None) == values.count(None):
+            arrays[key] = pa.array(numbers, pa.float64())
         else:
-            columns[clean_text(key)] = to_array([as_text(value) for value in values], "string")
-    return pa.table(columns)
+            arrays[key] = to_array(list(map(as_text, values)), "string")
+    return pa.table(arrays)
 
 
-def dotted(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A row without nested dicts: their keys are joined with dots, as in exported files. Media stay what they are."""
+def dotted(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without nested dicts: their keys are joined with dots, as in exported files. Media stay what they are.
+
+    Of a nested and a plain key that are spelled alike the plain one keeps the name, the other gets `__2`.
+    """
     flat: dict[str, Any] = {}
+    nested: list[tuple[str, Any]] = []
     for key, value in row.items():
         if isinstance(value, dict) and "_type" not in value:
-            flat |= dotted(value, f"{prefix}{key}.")
+            nested += [(f"{key}.{inner}", item) for inner, item in dotted(value).items()]
         else:
-            flat[prefix + key] = value
+            flat[key] = value
+    for key, value in nested:
+        flat[key if key not in flat else next_free(key, {*flat, *row})] = value
     return flat
 
 
@@ -1499,478 +1517,423 @@ def as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float):
-        number = float(value)
+        number = as_number(value)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else json.dumps(number)
-    return dump_json(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return dump_json(value) if isinstance(value, list | dict) else str(value)
 
 
 def key_kinds(path: Path, globs: list[str]) -> dict[str, str]:
     """Of each logged key of a history file that matches a glob, if there are any: whether it is number or text."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     kinds: dict[str, str] = {}
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
+        texts = {}
         for key, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True):
-            if key in ("_step", "_timestamp", "_runtime", "_wandb") or not matches(key, globs):
+            if key in (*STEP, "_wandb") or not (not globs or any(fnmatch.fnmatchcase(key, glob) for glob in globs)):
                 continue
-            if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-                kinds[history_column(key)] = "number"
-                continue
-            values = file.read(columns=[key])[key].drop_null()
-            if len(values):
-                texts = pc.unique(values.cast(pa.string()))[:4].to_pylist() if is_text(kind) else [None]
-                kinds[history_column(key)] = "number" if set(texts) <= NAMED_FLOATS.keys() else "text"
+            if is_number(kind):
+                kinds[key] = "number"
+            else:
+                texts[key] = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        named = pa.array(list(NAMED_FLOATS))
+        for batch in file.iter_batches(HISTORY_ROWS, columns=list(texts)) if texts else ():
+            for key, column in zip(batch.schema.names, batch.columns, strict=True):
+                if kinds.get(key) == "text" or key not in texts or column.null_count == len(column):
+                    continue
+                numeric = texts[key] and pc.all(pc.is_in(column.drop_null(), value_set=named.cast(column.type))).as_py()
+                kinds[key] = "number" if numeric else "text"
     return kinds
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds text."""
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column's values are numbers or bools."""
     import pyarrow as pa
 
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    return any(test(kind) for test in tests)
 
 
-def history_column(key: str) -> str:
-    """The column of a logged key: the key itself, but for the names of the run's own columns."""
-    return f"{key}__2" if key in ("run_id", "run_name", "entity", "project") else key
-
-
-def matches(key: str, globs: list[str]) -> bool:
-    """Whether a key matches one of the globs; without globs every key does."""
-    return not globs or any(fnmatch.fnmatchcase(key, glob) for glob in globs)
-
-
-class PreviousHistory:
-    """An earlier export of a project's history, whose runs' rows stand one after another."""
-
-    def __init__(self, path: Path, project: Project) -> None:
-        import pyarrow.parquet as pq
-
-        self.path = path
-        with pq.ParquetFile(path) as file:
-            about = read_footer(path, project, file.metadata.metadata, "schemas")
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            names = {*HISTORY_FIXED, *(key for kinds in about["schemas"] for key in kinds)}
-            rows = sum(run["rows"] for run in about["runs"].values())
-            if (set(file.schema_arrow.names), file.metadata.num_rows) != (names, rows):
-                raise ValueError("its rows or columns are not those that its footer tells of")
-        self.globs: list[str] = about["history_keys"]
-        self.runs: dict[str, dict[str, Any]] = about["runs"]  # run id -> name, rows, mark, confirmed, schema
-        self.schemas: list[dict[str, str]] = about["schemas"]  # key -> number or text
-        self.starts = list(itertools.accumulate(groups, initial=0))
-        ends = itertools.accumulate((run["rows"] for run in self.runs.values()), initial=0)
-        self.first_row = dict(zip(self.runs, ends, strict=False))
-        self.cached: tuple[int, pa.Table] | None = None
-
-    def batches(self, run: str) -> Iterator[pa.Table]:
-        """The rows of a run, in order."""
-        import pyarrow.parquet as pq
-
-        first = self.first_row[run]
-        last = first + self.runs[run]["rows"]
-        for number, (start, end) in enumerate(itertools.pairwise(self.starts)):
-            if start < last and end > first:
-                if self.cached is None or self.cached[0] != number:
-                    with pq.ParquetFile(self.path) as file:
-                        self.cached = number, file.read_row_group(number)
-                a, b = max(first, start) - start, min(last, end) - start
-                for at in range(a, b, HISTORY_BATCH):
-                    yield self.cached[1].slice(at, min(HISTORY_BATCH, b - at))
-
-
-def merge_history(
-    project: Project, fresh: dict[str, Logged], previous: PreviousHistory | None, names: dict[str, str | None]
-) -> int:
-    """Write the history file of the runs in `names` (run id -> name), from what was fetched and what was there.
-
-    A run's rows are converted in small batches and gathered into row groups, so that no run is ever held whole (one
-    whose rows are out of order or doubled excepted). Returns the number of rows.
-    """
+def arrow_fields(kinds: dict[str, str]) -> list[tuple[str, pa.DataType]]:
+    """The columns of these logged keys."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    ids = sorted(run for run in names if run in fresh or (previous and run in previous.runs))
-    kinds: dict[str, str] = {}
-    for run in ids:
-        own = fresh[run].kinds if run in fresh else previous.schemas[previous.runs[run]["schema"]]
-        for key, kind in own.items():
-            kinds[key] = "text" if "text" in (kind, kinds.get(key)) else "number"
-    keys = sorted(kinds)
-    types = HISTORY_FIXED | {key: "string" if kinds[key] == "text" else "double" for key in keys}
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])
-    schemas: dict[str, int] = {}
-    runs: dict[str, dict[str, Any]] = {}
-    held: list[pa.Table] = []
-    target = project.path("history.parquet")
-    text = [name for name, kind in types.items() if kind == "string"]
-    with (
-        written_beside(project, target) as path,
-        pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=text) as writer,
-    ):
-        for run in ids:
-            rows = 0
-            for table in run_tables(project, run, fresh.get(run), previous, schema):
-                constants = {"run_id": run, "run_name": clean_text(names[run]), "entity": project.entity}
-                constants["project"] = project.name
-                for place, (name, value) in enumerate(constants.items()):
-                    table = table.set_column(
-                        place, schema.field(name), pa.repeat(pa.scalar(value, pa.string()), len(table))
-                    )
-                rows += len(table)
-                held.append(table)
-                if sum(map(len, held)) * len(schema) >= HISTORY_CELLS:
-                    writer.write_table(pa.concat_tables(held))
-                    held = []
-            about = fresh[run] if run in fresh else previous.runs[run]
-            own = about.kinds if run in fresh else previous.schemas[about["schema"]]
-            mark, confirmed = (about.mark, about.confirmed) if run in fresh else (about["mark"], about["confirmed"])
-            if run not in fresh and previous.globs != project.export.history_keys:
-                confirmed = False  # its rows hold other keys, and could not be fetched again this time
-            number = schemas.setdefault(json.dumps(own, sort_keys=True), len(schemas))
-            runs[run] = {"name": names[run], "rows": rows, "mark": mark, "confirmed": confirmed, "schema": number}
-        if held:
-            writer.write_table(pa.concat_tables(held))
-        about = {"entity": project.entity, "project": project.name, "exported_at": now(), "runs": runs}
-        about |= {"history_keys": project.export.history_keys, "schemas": [json.loads(text) for text in schemas]}
-        writer.add_key_value_metadata({"wandb_tools": json.dumps(about)})
-    return sum(run["rows"] for run in runs.values())
+    return [(key, pa.string() if kind == "text" else pa.float64()) for key, kind in kinds.items()]
 
 
-def run_tables(
-    project: Project, run: str, logged: Logged | None, previous: PreviousHistory | None, schema: pa.Schema
-) -> Iterator[pa.Table]:
-    """A run's history in the final schema, ordered by `_step`, one row per step, without rows that have no key."""
-    import pyarrow as pa
+def read_raw(path: Path, schema: pa.Schema, needed: list[str] | None) -> Iterator[pa.Table]:
+    """The rows of an exported file, in batches of the schema; if any keys are `needed`, those that have one of them."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    if logged is None:
-        for table in previous.batches(run):
-            yield to_history_schema(table, schema)
-        return
-    own = list(logged.kinds)
-
-    def tables() -> Iterator[pa.Table]:
-        for name in logged.files:
-            with pq.ParquetFile(project.parts / "history" / name) as file:
-                names = file.schema_arrow.names
-                wanted = [key for key in names if history_column(key) in (*schema.names[4:7], *own)]
-                for batch in file.iter_batches(HISTORY_BATCH, columns=wanted):
-                    table = pa.Table.from_batches([batch])
-                    table = to_history_schema(
-                        table.rename_columns([history_column(key) for key in table.column_names]), schema
-                    )
-                    if project.export.history_keys:
-                        filled = [pc.is_valid(table[key]) for key in own]
-                        keep = filled[0] if filled else pa.chunked_array([pa.nulls(len(table), pa.bool_())])
-                        for more in filled[1:]:
-                            keep = pc.or_(keep, more)
-                        table = table.filter(keep)
-                    yield table
-
-    if logged.ordered:
-        yield from tables()
-        return
-    table = pa.concat_tables([schema.empty_table(), *tables()])
-    table = table.append_column("__order", pa.array(range(len(table)))).sort_by(
-        [("_step", "ascending"), ("__order", "ascending")]
-    )
-    steps = table["_step"].combine_chunks()
-    first = pa.concat_arrays([pa.array([True] * min(1, len(steps))), pc.not_equal(steps[1:], steps[:-1])])
-    yield table.drop_columns("__order").filter(first)
+    with open_parquet(path) as file:
+        size = max(1, min(HISTORY_ROWS, HISTORY_CELLS // len(schema)))
+        wanted = [name for name in schema.names if name in set(file.schema_arrow.names)]
+        for batch in file.iter_batches(size, columns=wanted):
+            table = to_schema(dict(zip(batch.schema.names, batch.columns, strict=True)), len(batch), schema)
+            if needed is not None:
+                filled = [pc.is_valid(table[key]) for key in needed]
+                table = table.filter(functools.reduce(pc.or_, filled)) if filled else table.slice(0, 0)
+            yield table
 
 
-def to_history_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows of any history file with the final columns and types; what a file lacks is null."""
+def to_schema(columns: dict[str, Any], rows: int, schema: pa.Schema) -> pa.Table:
+    """Rows of any history file with the schema's columns and types; what a file lacks is null."""
     import pyarrow as pa
 
+    nulls = {kind: pa.nulls(rows, kind) for kind in set(schema.types)}
     arrays = [
-        to_kind(table[name], kind) if name in table.column_names else pa.nulls(len(table), kind)
+        to_kind(columns[name], kind) if name in columns else nulls[kind]
         for name, kind in zip(schema.names, schema.types, strict=True)
     ]
     return pa.table(arrays, schema=schema)
 
 
-def to_kind(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def to_kind(column: Any, kind: pa.DataType) -> Any:
     """A column as numbers or as text; numbers in text are spelled as `as_text` does, whatever type W&B stored."""
     import pyarrow as pa
 
     if column.type == kind:
         return column
-    if is_text(kind):
-        return pa.chunked_array([to_array([as_text(value) for value in column.to_pylist()], "string")])
-    if is_text(column.type):  # NaN and the infinities, or numbers that stood beside text in an earlier export
-        return pa.chunked_array([to_array(column.to_pylist(), "double")])
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    return column.cast(kind, safe=False)
+    if pa.types.is_string(kind):
+        return to_array([as_text(value) for value in column.to_pylist()], "string")
+    if is_number(column.type):
+        return (column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column).cast(kind, safe=False)
+    return to_array(column.to_pylist(), "double")  # NaN and the infinities, or numbers that stood beside text
+
+
+def history_columns(keys: Iterable[str]) -> dict[str, str]:
+    """The column of each logged key: the key itself, but for the names of the run's own columns."""
+    taken = set(keys)
+    return {key: next_free(key, taken) if key in RUN else key for key in sorted(taken)}
+
+
+def read_history(path: Path, project: Project) -> tuple[list[str], dict[str, Facts]]:
+    """Of an earlier export of a project's history its globs and, by run id, what it holds."""
+    stored = Stored(path, project, "schemas")
+    schemas: list[dict[str, str]] = stored.about["schemas"]
+    columns = history_columns(key for kinds in schemas for key in kinds)
+    first, facts = 0, {}
+    for run, about in stored.about["runs"].items():  # whose rows stand one after another
+        facts[run] = {**about, "kinds": schemas[about["schema"]], "file": stored, "first": first, "columns": columns}
+        first += about["rows"]
+    names = {*RUN, *STEP, *columns.values()}
+    if (set(stored.names), stored.metadata.num_rows) != (names, first):
+        raise Stop(f"{path} cannot be read (its rows or columns are not those that its footer tells of)", 1)
+    return stored.about["history_keys"], facts
+
+
+def merge_history(project: Project, facts: dict[str, Facts], names: dict[str, str | None]) -> None:
+    """Write the history file of these runs, ordered by id and step. A run's rows are gathered into row groups."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds: dict[str, str] = {}
+    for about in facts.values():
+        for key, kind in about["kinds"].items():
+            kinds[key] = "text" if "text" in (kind, kinds.get(key)) else "number"
+    columns = history_columns(kinds)
+    fields = [(name, pa.string()) for name in RUN] + [("_step", pa.int64()), *((n, pa.float64()) for n in STEP[1:])]
+    fields += [(columns[key], kind) for key, kind in arrow_fields(dict(sorted(kinds.items())))]
+    schema = pa.schema(fields)
+    schemas: dict[str, int] = {}
+    runs: dict[str, dict[str, Any]] = {}
+    held: list[pa.Table] = []
+    options = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
+    options["use_dictionary"] = [name for name, kind in fields if kind == pa.string()]
+    with (
+        written_beside(project, "history.parquet") as path,
+        pq.ParquetWriter(path, schema, **options) as writer,
+    ):
+        for run, about in sorted(facts.items()):
+            own = (run, clean_text(names[run]), project.entity, project.name)
+            for table in slices(about):
+                constants = [pa.repeat(pa.scalar(value, pa.string()), len(table)) for value in own]
+                values = dict(zip(table.column_names, table.columns, strict=True))
+                in_file = about.get("columns", {})  # what reserved names became in an earlier export
+                logged = {columns[key]: values[in_file.get(key, key)] for key in about["kinds"]}
+                values = {name: values[name] for name in STEP} | logged
+                held.append(to_schema(dict(zip(RUN, constants, strict=True)) | values, len(table), schema))
+                if sum(map(len, held)) * len(schema) >= HISTORY_CELLS:
+                    writer.write_table(pa.concat_tables(held))
+                    held = []
+            number = schemas.setdefault(json.dumps(about["kinds"], sort_keys=True), len(schemas))
+            runs[run] = {"name": names[run], "schema": number} | {
+                key: about[key] for key in ("rows", "mark", "confirmed")
+            }
+        if held:
+            writer.write_table(pa.concat_tables(held))
+        about = {"runs": runs, "history_keys": project.args.history_keys, "schemas": list(map(json.loads, schemas))}
+        writer.add_key_value_metadata(footer(project, **about))
+
+
+def slices(facts: Facts) -> Iterator[pa.Table]:
+    """The rows of a run's history, in order, in small tables."""
+    row, end = facts["first"], facts["first"] + facts["rows"]
+    while row < end:
+        start, table = facts["file"].group(row)
+        rows = min(end, start + len(table), row + HISTORY_ROWS) - row
+        yield table.slice(row - start, rows)
+        row += rows
 
 
 # ---------------------------------------------------------------- one project, from W&B to its files
 
 
-@dataclass
-class Outcome:
-    """What the export of one project came to; a row of the closing table."""
-
-    project: str
-    runs: int = 0
-    new: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    removed: list[dict[str, str]] = field(default_factory=list)
-    failed: list[dict[str, str]] = field(default_factory=list)
-    history_rows: int | None = None
-    seconds: float = 0.0
-    size: int = 0
-    error: str | None = None
-    refused: bool = False  # there is no such project, or the key is rejected
-
-
-def export_project(project: Project) -> Outcome:
-    """Export one project. Whatever goes wrong is in the outcome; files that were good before are so still."""
-    started = time.monotonic()
-    outcome = Outcome(project.title)
-    kept = False
+def export_project(project: Project) -> Project:
+    """Export one project. Whatever goes wrong is noted in it; files that were good before are so still."""
+    started, kept = time.monotonic(), False
     try:
-        with locked(project):
+        with working(project):
             try:
-                listed = export_runs(project, outcome)
-                if outcome.runs:
-                    write_metadata(project, outcome)
-                if outcome.runs and project.export.history:
-                    export_history(project, outcome, listed)
-                    write_metadata(project, outcome)
+                with expected(f"the runs of {project.title}"):
+                    listed = export_runs(project)
+                if project.runs:
+                    write_metadata(project)
+                if project.runs and project.args.include_history:
+                    with expected(f"the history of {project.title}"):
+                        export_history(project, listed)
+                    write_metadata(project)
             finally:
-                outcome.failed = list(project.failed.values())
-                kept = any(project.parts.rglob("*.parquet")) or full_marker(project, "history").exists()
-                if not kept:
-                    shutil.rmtree(project.parts, ignore_errors=True)
-    except (Trouble, OSError, ValueError) as error:  # ValueError: pyarrow's for a file that it cannot read
-        outcome.error = str(error)
-        outcome.refused = isinstance(error, Missing | Rejected) and not (kept or outcome.runs)
-        if isinstance(error, Rejected):
-            outcome.error = str(rejected(project.export.server.account))
-        elif isinstance(error, Missing):
-            server = project.export.server
-            with contextlib.suppress(Unanswered, Rejected):  # the near names are a courtesy
-                names = visible_projects(server, project.entity)
-                outcome.error = str(unseen(server, project.entity, project.name, names))
+                kept = any(project.parts.rglob("*.parquet")) or bool(full_phase(project))
+    except (Stop, OSError) as error:
+        project.error = str(error)
+        project.refused = getattr(error, "code", 1) == 2 and not (kept or project.runs)
         advice = " What was fetched is kept; run the command again to go on." if kept else ""
-        say(f"error: {project.title}: {outcome.error.rstrip('.')}.{advice}")
-    outcome.seconds = time.monotonic() - started
-    return outcome
+        say(f"error: {plain(project.title)}: {project.error.rstrip('.')}.{advice}")
+    project.seconds = time.monotonic() - started
+    return project
 
 
 @contextlib.contextmanager
-def locked(project: Project) -> Iterator[None]:
-    """Keep other exports away from this project's files while the block runs. Raises `Trouble` if one is at work."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    path = project.export.folder / f".{project.entity}_{project.name}.lock"
+def working(project: Project) -> Iterator[None]:
+    """Hold the project's lock and its hidden folder, which goes afterwards unless what was fetched waits there.
+
+    Raises `Stop` if another export is at work. Symbolic links are not followed, whoever made them.
+    """
+    path = project.parts.with_suffix(".lock")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Trouble("another export of this project is under way; wait for it, or stop it") from None
-            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue  # its last holder has just removed it: what we hold is no longer the lock
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def readable(path: Path, opened: Callable[[], Any]) -> Any:
-    """The opened export before. Raises `Trouble` where it cannot be read: it is the user's, and left alone."""
-    try:
-        return opened()
-    except (ValueError, OSError, KeyError) as error:
-        raise Trouble(f"{path} cannot be read ({error}). It is left alone; move it away, or use another -o") from None
-
-
-def full_marker(project: Project, phase: str = "runs") -> Path:
-    """A file that is there while a `--full` export is under way: an interrupted one goes on as such."""
-    return project.parts / f"full_{phase}"
-
-
-def open_sources(project: Project) -> tuple[Source | None, list[Source]]:
-    """The export before, if any, and the parts that an interrupted one left. Raises if the former is not ours."""
-    target = project.path("runs.parquet")
-    previous = readable(target, lambda: Source(target, project)) if target.exists() else None
-    project.parts.mkdir(parents=True, exist_ok=True)
-    if project.export.full and not (full_marker(project).exists() or full_marker(project, "history").exists()):
-        shutil.rmtree(project.parts)
-        project.parts.mkdir()
-        full_marker(project).touch()
-    parts = []
-    for path in sorted(project.parts.glob("*.parquet")):
+        lock = os.open(path, flags, 0o600)
         try:
-            parts.append(Source(path, project))
-        except (ValueError, OSError, KeyError):  # the machine went down while it was written: as if never fetched
-            path.unlink()
-    last = max((int(part.path.stem) for part in parts), default=-1)
-    project.part_number = itertools.count(last + 1)
-    return previous, parts
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
+                break  # otherwise its last holder has just removed it: what we hold is no longer the lock
+        except ImportError:  # Windows
+            break
+        except BlockingIOError:
+            os.close(lock)
+            raise Stop("another export of this project is under way; wait for it, or stop it", 1) from None
+        os.close(lock)
+    try:
+        for place in (project.parts, *project.parts.rglob("*")):
+            if place.is_symlink():
+                place.unlink()
+        project.parts.mkdir(exist_ok=True)
+        yield
+    finally:
+        if not any(project.parts.rglob("*.parquet")) and not full_phase(project):
+            shutil.rmtree(project.parts, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        os.close(lock)
 
 
-def export_runs(project: Project, outcome: Outcome) -> set[str]:
-    """Bring the project's runs file up to date; returns the ids of the runs that the filters let through."""
-    export = project.export
-    previous, parts = open_sources(project)
-    fresh = [source for source in [None if full_marker(project).exists() else previous, *parts] if source]
-    fresh = [source for source in fresh if source.has_system or not export.system]
-    listing: dict[str, tuple[Any, ...]] = {}
-    if fresh:
-        if parts:
-            held = sum(len(part.prints) for part in parts)
-            export.progress.note(
-                f"... {project.title}: going on from {held} runs that an interrupted export left on disk"
-            )
-        have = {print_ for source in fresh for print_ in source.prints}
-        listing = list_runs(project, have)
-        fetch_some(project, [run for run, print_ in listing.items() if print_ not in have])
-    else:
+def full_phase(project: Project, phase: str | None = None) -> str:
+    """What a `--full` export that is under way fetches, `runs` or `history`: an interrupted one goes on as such.
 
-        def take(nodes: list[dict[str, Any]]) -> None:
-            keep_page(project, nodes)
-            rows = [fixed_fields(node) for node in nodes]
-            listing.update({row["id"]: fingerprint(row) for row in rows})
+    With a `phase` that is noted, an empty one ends it.
+    """
+    note = project.parts / "full"
+    if phase:
+        note.write_text(phase)
+    elif phase is not None:
+        note.unlink(missing_ok=True)
+    return note.read_text() if note.is_file() else ""
 
-        fetch_everything(project, False, take)
-    parts = [Source(path, project) for path in sorted(project.parts.glob("*.parquet"))]
-    sources = ([previous] if previous else []) + parts
+
+def export_runs(project: Project, trusted: bool = True) -> set[str]:
+    """Bring the project's runs file up to date; returns the ids of the runs that the filters let through.
+
+    The export before is left alone where it cannot be opened, for then it may be anything. Where it is ours and
+    damaged it is not `trusted` any more, and its runs are fetched again, as are those of a damaged part.
+    """
+    args, target = project.args, project.path("runs.parquet")
+    try:
+        previous = Runs(target, project) if trusted and target.exists() else None
+        if args.full and not full_phase(project):
+            shutil.rmtree(project.parts)
+            project.parts.mkdir()
+            full_phase(project, "runs")
+        parts: dict[Path, Runs] = {}
+        if held := sum(len(part.prints) for part in open_parts(project, parts)):
+            say_more = f"going on from {held} runs that an interrupted export left on disk"
+            project.progress.note(f"... {plain(project.title)}: {say_more}")
+        known = [*parts.values(), *([previous] if previous and full_phase(project) != "runs" else [])]
+        have = {print_ for runs in known if runs.about["system"] >= args.system_metrics for print_ in runs.prints}
+        listing = list_runs(project, have, full=not have)
+        have |= {print_ for part in open_parts(project, parts) for print_ in part.prints}
+        fetch_runs(project, [run for run, print_ in listing.items() if print_ not in have | {(run,)}])
+        open_parts(project, parts)
+        unchanged = merge_runs(project, [*([previous] if previous else []), *parts.values()], listing, previous)
+    except Damaged as error:
+        if error.path == target and (args.filters or args.keep_deleted):
+            advice = "Export once without filters and without --keep-deleted, or move it away"
+            raise Stop(f"{error}. What it holds cannot be fetched again this way. {advice}", 1) from None
+        say(f"... {plain(project.title)}: {error}; its runs are fetched again")
+        if error.path != target:
+            error.path.unlink()
+        return export_runs(project, trusted and error.path != target)
+    if not project.runs:
+        what = "no runs that match" if args.filters else "no runs"
+        left = f", {target} is left as it is" if target.exists() else ""
+        say(f"{plain(project.title)}: {what}; nothing is written{left}")
+        return set()
+    project.size = target.stat().st_size
+    for path in parts:
+        path.unlink()
+    if full_phase(project):
+        full_phase(project, "history" if args.include_history else "")
+    some = f"{project.runs} run{'s'[: project.runs != 1]}"
+    project.progress.note(f"Up to date: {some} in {target}" if unchanged else f"Saved {some} to {target}")
+    if project.removed:
+        count, names = len(project.removed), named(project.removed)
+        project.progress.note(f"{plain(project.title)}: removed {count} that W&B no longer has: {names}")
+    return set(listing)
+
+
+def open_parts(project: Project, parts: dict[Path, Runs]) -> Iterable[Runs]:
+    """The parts on disk, in the order in which they came; those not in `parts` yet are opened and put there."""
+    for path in sorted(project.parts.glob("*.parquet")):
+        if path not in parts:
+            try:
+                parts[path] = Runs(path, project)
+            except Stop:  # the machine went down while it was written: as if never fetched
+                path.unlink()
+    project.part_number = itertools.count(max((int(path.stem) for path in parts), default=-1) + 1)
+    return list(parts.values())
+
+
+def merge_runs(
+    project: Project, sources: list[Runs], listing: dict[str, tuple[Any, ...]], previous: Runs | None
+) -> bool:
+    """Find the row that stands for each run, count what is new, and write the file; True if nothing changed."""
     winners: dict[str, tuple[int, int]] = {}
     for number, source in enumerate(sources):  # later ones are newer; one that agrees with the listing beats them
         for row, print_ in enumerate(source.prints):
-            run = print_[0]
-            standing = winners.get(run)
-            agrees = standing and sources[standing[0]].prints[standing[1]] == listing.get(run)
-            if not agrees or print_ == listing.get(run):
-                winners[run] = number, row
-    before = {p[0]: p for p in previous.prints} if previous else {}
-    gone = [] if export.filters or export.keep_deleted else [run for run in winners if run not in listing]
-    gone = [run for run in gone if run not in project.failed]
-    for run in gone:
-        del winners[run]
-    outcome.removed = [{"id": run, "name": before[run][1] or ""} for run in gone if run in before]
+            standing = winners.get(print_[0])
+            agrees = standing and sources[standing[0]].prints[standing[1]] == listing.get(print_[0])
+            if not agrees or print_ == listing.get(print_[0]):
+                winners[print_[0]] = number, row
+    before = {print_[0]: print_ for print_ in previous.prints} if previous else {}
+    if project.not_listed:
+        total = len(listing) + project.not_listed
+        say(
+            f"error: {plain(project.title)}: W&B counts {total} runs and lists {len(listing)} of them, "
+            "also when asked again. No run is removed on its word; run the command again later."
+        )
+    elif not (project.args.filters or project.args.keep_deleted):
+        for run in winners.keys() - listing.keys() - project.failed.keys():
+            del winners[run]
+        project.removed = [{"id": run, "name": before[run][1] or ""} for run in before if run not in winners]
     from_before = {run for run, (number, _) in winners.items() if previous and number == 0}
-    outcome.runs = len(winners)
-    outcome.new = len(winners.keys() - before.keys())
-    outcome.unchanged = len(from_before)
-    outcome.updated = len(winners) - outcome.new - outcome.unchanged
-    target = project.path("runs.parquet")
-    if not winners:
-        what = "no runs that match" if export.filters else "no runs"
-        say(f"{project.title}: {what}; nothing is written" + (f", {target} is left as it is" if previous else ""))
-        return set()
-    same = previous and previous.has_system == export.system and from_before == before.keys() == winners.keys()
-    if not same:
-        merge(project, sources, winners, target)
-    outcome.size = target.stat().st_size
-    for path in project.parts.glob("*.parquet"):
-        path.unlink()
-    if full_marker(project).exists() and export.history:
-        full_marker(project).replace(full_marker(project, "history"))
-    full_marker(project).unlink(missing_ok=True)
-    removed = (
-        f" Removed {len(outcome.removed)} that W&B no longer has: {named(outcome.removed)}." if outcome.removed else ""
-    )
-    some = f"{len(winners)} run{'s'[: len(winners) != 1]}"
-    done = f"Up to date: {some} in {target}." if same else f"Saved {some} to {target}."
-    export.progress.note(done + removed)
-    return set(listing)
+    project.runs, project.unchanged = len(winners), len(from_before)
+    project.new = len(winners.keys() - before.keys())
+    project.updated = project.runs - project.new - project.unchanged
+    project.states = Counter(sources[s].prints[row][STATE] for s, row in winners.values())
+    same = bool(previous) and previous.about["system"] == project.args.system_metrics
+    same = same and from_before == before.keys() == winners.keys()
+    if winners and not same:
+        merge(project, sources, winners)
+    return same
 
 
 def named(runs: list[dict[str, str]]) -> str:
     """The first few runs by name and id."""
-    shown = ", ".join(f"{run['name']} ({run['id']})" for run in runs[:5])
+    shown = ", ".join(f"{plain(run['name'])} ({plain(run['id'])})" for run in runs[:5])
     return shown + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
 
 
-def export_history(project: Project, outcome: Outcome, listed: set[str]) -> None:
+def export_history(project: Project, listed: set[str], trusted: bool = True) -> None:
     """Bring the project's history file up to date, after its runs file. Only the `listed` runs are fetched."""
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
-    target = project.path("history.parquet")
-    previous = readable(target, lambda: PreviousHistory(target, project)) if target.exists() else None
+    args, target = project.args, project.path("history.parquet")
+    globs, before = read_history(target, project) if trusted and target.exists() else (args.history_keys, {})
+    stored = Stored(project.path("runs.parquet"), project, "keys")
     columns = ["id", "name", "state", "history_rows", "last_step", "heartbeat_at"]
-    table = pq.read_table(project.path("runs.parquet"), columns=columns)
-    table = table.set_column(5, "heartbeat_at", as_integers(table["heartbeat_at"]))
+    table = stored.read(list(range(stored.metadata.num_row_groups)), columns)
+    table = table.set_column(5, "heartbeat_at", table["heartbeat_at"].cast(pa.int64()))
     runs = {run["id"]: run for run in table.to_pylist()}
-    again = previous is None or previous.globs != project.export.history_keys
-    known = {} if again or full_marker(project, "history").exists() else previous.runs
-    stale = [
-        run
-        for run in runs.values()
-        if run["id"] in listed and run["history_rows"] != 0
-        if not (known.get(run["id"], {}).get("mark") == history_mark(run) and known[run["id"]]["confirmed"])
-    ]
-    left_out = set(runs) - {run["id"] for run in stale}
-    if previous and previous.globs != project.export.history_keys and left_out & set(previous.runs):
-        raise Trouble(
-            f"{target} holds the keys {previous.globs or 'all'}, also of runs that this export leaves out. "
-            "Export without filters, with the same --history-keys, or to another -o"
+    facts = {run: known for run, known in before.items() if run in runs}
+    stale: dict[str, dict[str, Any]] = {}
+    for run, about in runs.items():
+        known = None if globs != args.history_keys or full_phase(project) == "history" else facts.get(run)
+        if run in listed and about["history_rows"] == 0:
+            facts.pop(run, None)  # it may have had rows once
+        elif run in listed and not (known and known["confirmed"] and known["mark"] == history_mark(about)):
+            stale[run] = about
+    if globs != args.history_keys and facts.keys() - stale.keys():
+        raise Stop(
+            f"{target} holds the keys {globs or 'all'}, also of runs that this export leaves out. "
+            "Export without filters, with the same --history-keys, or to another -o",
+            1,
         )
-    fresh = fetch_history(project, stale)
-    names = {run["id"]: run["name"] for run in runs.values()}
-    same = previous and not fresh and {r: about["name"] for r, about in previous.runs.items()}.items() <= names.items()
-    if same:
-        outcome.history_rows = sum(run["rows"] for run in previous.runs.values())
-    elif fresh or previous:
-        outcome.history_rows = merge_history(project, fresh, previous, names)
-        project.export.progress.note(f"Saved {outcome.history_rows} history rows to {target}.")
-    else:
-        outcome.history_rows = 0
+    fresh = fetch_history(project, list(stale.values()))
+    # What could not be fetched again keeps the rows that there are, unconfirmed.
+    facts |= {run: facts[run] | {"confirmed": False} for run in facts.keys() & stale.keys()} | fresh
+    names = {run: runs[run]["name"] for run in facts}
+    shown = {run: (names[run], known["confirmed"]) for run, known in facts.items()}
+    try:
+        if fresh or shown != {run: (known["name"], known["confirmed"]) for run, known in before.items()}:
+            merge_history(project, facts, names)
+    except Damaged as error:
+        if error.path == target and (args.filters or args.keep_deleted):
+            raise Stop(f"{error}. Export once without filters and without --keep-deleted, or move it away", 1) from None
+        say(f"... {plain(project.title)}: {error}; it is fetched again")
+        if error.path != target:
+            error.path.unlink()
+        return export_history(project, listed, trusted and error.path != target)
+    project.history_rows = sum(known["rows"] for known in facts.values())
     shutil.rmtree(project.parts / "history", ignore_errors=True)
-    full_marker(project, "history").unlink(missing_ok=True)
-    unsure = [{"id": run, "name": names[run] or ""} for run, logged in fresh.items() if not logged.confirmed]
+    full_phase(project, "")
+    if project.history_rows:
+        project.progress.note(f"Saved {project.history_rows} history rows to {target}")
+    else:
+        keys = f" any of the keys {', '.join(args.history_keys)}" if args.history_keys else " anything"
+        say(f"{plain(project.title)}: no run has logged{keys}; there is no history to save")
+    unsure = [{"id": run, "name": names[run] or ""} for run in fresh if not facts[run]["confirmed"]]
     if unsure:
-        say(f"... {project.title}: history not confirmed by W&B's row count and last step: {named(unsure)}")
+        say(f"... {plain(project.title)}: history not confirmed by W&B's row count and last step: {named(unsure)}")
+    return None
 
 
-def write_metadata(project: Project, outcome: Outcome) -> None:
+def write_metadata(project: Project) -> None:
     """Write the metadata file, which describes the runs and history files as they now stand."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(project.path("runs.parquet"), columns=["state"])
-    keys = read_footer(project.path("runs.parquet"), project, table.schema.metadata, "keys")["keys"]
-    states = pc.value_counts(table["state"]).to_pylist()
-    history = project.path("history.parquet")
-    logged = None
+    history, facts = project.path("history.parquet"), {}
     if history.exists():
-        with contextlib.suppress(Trouble):  # which is reported where history is asked for
-            logged = readable(history, lambda: PreviousHistory(history, project))
-    unsure = (
-        [{"id": run, "name": about["name"]} for run, about in logged.runs.items() if not about["confirmed"]]
-        if logged
-        else []
-    )
-    done = {name: getattr(outcome, name) for name in ("new", "updated", "unchanged", "removed")}
-    done["failed"] = list(project.failed.values())
+        with contextlib.suppress(Stop):  # which is reported where history is asked for
+            _, facts = read_history(history, project)
+    keys = Stored(project.path("runs.parquet"), project, "keys").about["keys"]
+    done = {name: getattr(project, name) for name in ("new", "updated", "unchanged", "removed", "not_listed")}
     about = {
         "entity": project.entity,
         "project": project.name,
         "exported_at": now(),
-        "wandb_version": WANDB_VERSION,
-        "base_url": project.export.server.account.base_url,
-        "total_runs": outcome.runs,
-        "runs_by_state": {item["values"]: item["counts"] for item in sorted(states, key=lambda item: -item["counts"])},
-        "history_rows": sum(run["rows"] for run in logged.runs.values()) if logged else outcome.history_rows,
-        "history_unconfirmed": unsure,
-        "filters": project.export.filters_shown,
-        "export": done,
+        "wandb_version": project.server.version,
+        "base_url": project.server.base_url,
+        "total_runs": project.runs,
+        "runs_by_state": dict(project.states.most_common()),
+        "history_rows": sum(known["rows"] for known in facts.values()) if facts else project.history_rows,
+        "history_unconfirmed": [{"id": r, "name": k["name"]} for r, k in facts.items() if not k["confirmed"]],
+        "filters": project.args.filters_shown,
+        "export": done | {"failed": list(project.failed.values())},
         "columns": {column: ".".join(key[1:]) for key, _, column in keys},
     }
-    with written_beside(project, project.path("metadata.json")) as path:
+    with written_beside(project, "metadata.json") as path:
         path.write_text(json.dumps(about, indent=1))
 
 
@@ -2005,7 +1968,7 @@ class Progress:
         """So many more are to come."""
         with self.lock:
             self.totals[what] += number
-            if self.bars:
+            if self.bars and number:
                 self.bars.update(self.tasks[what], total=self.totals[what], visible=True)
 
     def fetched(self, number: int, what: str = "runs") -> None:
@@ -2027,31 +1990,27 @@ class Progress:
             say(text)
 
 
-def show_outcomes(outcomes: list[Outcome]) -> None:
+def show_outcomes(projects: list[Project]) -> None:
     """The closing table on stdout."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    same_entity = len({outcome.project.split("/")[0] for outcome in outcomes}) == 1
-    columns = {
-        "runs": [o.runs for o in outcomes],
-        "new": [o.new for o in outcomes],
-        "updated": [o.updated for o in outcomes],
-        "removed": [len(o.removed) for o in outcomes],
-        "failed": [len(o.failed) for o in outcomes],
-        "history": [o.history_rows or 0 for o in outcomes],
-    }
+    same_entity = len({project.entity for project in projects}) == 1
+    columns = {name: [getattr(p, name) for p in projects] for name in ("runs", "new", "updated")}
+    columns |= {name: [len(getattr(p, name)) for p in projects] for name in ("removed", "failed")}
+    columns["history"] = [p.history_rows or 0 for p in projects]
     rare = [name for name in ("removed", "failed", "history") if not any(columns[name])]
     columns = {name: counts for name, counts in columns.items() if name not in rare}
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("project", overflow="fold", min_width=12)
     for name in [*columns, "seconds", "size"]:
         table.add_column(name, justify="right", no_wrap=True)
-    for o, counts in zip(outcomes, zip(*columns.values(), strict=True), strict=True):
-        name = o.project.split("/", 1)[1] if same_entity else o.project
-        cells = ["-"] * len(counts) if o.error else [f"{count:,}" for count in counts]
-        table.add_row(name, *cells, f"{o.seconds:.1f}", "error" if o.error else human_size(o.size))
+    for p, counts in zip(projects, zip(*columns.values(), strict=True), strict=True):
+        name = Text(plain(p.name if same_entity else p.title))
+        cells = ["-"] * len(counts) if p.error else [f"{count:,}" for count in counts]
+        table.add_row(name, *cells, f"{p.seconds:.1f}", "error" if p.error else human_size(p.size))
     Console().print(table)
 
 
@@ -2068,27 +2027,28 @@ def human_size(size: float) -> str:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; wrong ones end the script with exit code 2 before anything heavy is imported."""
+    """The command line; wrong ones end the script with exit code 2 before anything heavy is imported.
+
+    To the options come `filters`, Mongo-style, all of which must hold, and `filters_shown` for the metadata.
+    """
     about, _, story = (__doc__ or "").partition("\n\n")
     parser = Parser(description=f"{about}\n\nexamples:\n{story}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
     add = parser.add_argument
     add(
         "-e",
         "--entity",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="entity (user or team); repeatable. Default: WANDB_ENTITY, else the key's own entity",
+        **several,
+        help="entity (user or team), or entity/project; repeatable. Default: WANDB_ENTITY,\nelse the key's own entity",
     )
     add(
         "-p",
         "--project",
-        action="append",
-        default=[],
-        metavar="NAME",
+        **several,
         help="project, by exact name or glob; repeatable. Default: every project of the entity",
     )
     add("-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help=f"output folder (default: {OUTPUT}/)")
+    add("--include-history", action="store_true", help="also every logged step, to {entity}_{project}_history.parquet")
     group = parser.add_argument_group("which runs are fetched (rows already on disk stay)")
     add = group.add_argument
     add(
@@ -2101,11 +2061,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--until", type=parse_when, metavar="WHEN", help="created before")
     add(
         "--state",
-        action="append",
+        action="extend",
+        type=parse_states,
         default=[],
-        choices=STATES,
-        metavar="STATE",
-        help=f"in this state; repeatable. One of {', '.join(STATES)}",
+        metavar="STATES",
+        help=f"in any of these states; repeatable, commas allowed: {', '.join(STATES)}",
     )
     add("--tag", action="append", default=[], metavar="TAG", help="with this tag (any of them); repeatable")
     add("--full", action="store_true", help="fetch every run again; finds configs that were edited after a run ended")
@@ -2113,12 +2073,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="say what would be fetched; write nothing")
     group = parser.add_argument_group("what else is fetched")
     add = group.add_argument
-    add("--include-history", action="store_true", help="also every logged step, to {entity}_{project}_history.parquet")
     add(
         "--history-keys",
         default="",
         metavar="GLOBS",
-        help="only these keys, such as 'train/*,val/loss'; rows that have none of them are left out",
+        help="of the history only these keys, such as 'train/*,val/loss'; rows that have none of\nthem are left out",
     )
     add("--system-metrics", action="store_true", help="also system_* columns (GPU, CPU, memory at the end of the run)")
     group = parser.add_argument_group("how")
@@ -2143,78 +2102,91 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--since {args.since:%Y-%m-%d %H:%M} is not before --until {args.until:%Y-%m-%d %H:%M}")
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"-o {args.output} is a file; name a folder")
-    for name in ("since", "until"):  # W&B's filters take whole seconds
-        if moment := getattr(args, name):
-            setattr(args, name, moment.replace(microsecond=0))
+    args.history_keys = [glob.strip() for glob in args.history_keys.split(",") if glob.strip()]
+    args.state = [] if "all" in args.state else list(dict.fromkeys(args.state))
+    moments = {"$gte": args.since, "$lt": args.until}  # W&B's filters take whole seconds
+    filters: list[dict[str, Any]] = [
+        {"createdAt": {op: f"{moment:%Y-%m-%dT%H:%M:%S}" for op, moment in moments.items() if moment}},
+        {"state": {"$in": args.state}},
+        {"tags": {"$in": args.tag}},
+    ]
+    wanted = (args.since or args.until, args.state, args.tag)
+    args.filters = [each for each, asked in zip(filters, wanted, strict=True) if asked]
+    times = {
+        name: moment and moment.replace(microsecond=0).isoformat()
+        for name, moment in (("since", args.since), ("until", args.until))
+    }
+    args.filters_shown = times | {"state": args.state, "tag": args.tag}
     return args
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1, as an argument's type."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
 
 
 def find_projects(
-    server: Server, entities: list[str], wanted: list[str]
-) -> tuple[list[tuple[str, str]], list[Trouble]]:
+    server: Connection, entities: list[str], wanted: list[str]
+) -> tuple[list[tuple[str, str]], list[Stop]]:
     """(entity, project) of every project asked for, and what is wrong with entities and globs that have none."""
-    entities = entities or [find_viewer(server)["entity"]]
     found: list[tuple[str, str]] = []
-    problems: list[Trouble] = []
-    exact = [name for name in wanted if not set(name) & set("*?[")]
-    globs = [name for name in wanted if name not in exact] or ([] if exact else ["*"])
-    for entity in dict.fromkeys(entities):
-        found += [(entity, name) for name in exact]
-        if globs:
-            names = visible_projects(server, entity)
-            matching = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    problems: list[Stop] = []
+    for place in dict.fromkeys(entities or visible_entities(server)[:1]):
+        entity, _, project = place.partition("/")
+        names: list[str] | None = None
+        for glob in [*filter(None, [project]), *wanted] or ["*"]:
+            if not set(glob) & set("*?["):
+                found.append((entity, glob))
+                continue
+            names = visible_projects(server, entity) if names is None else names
+            matching = [glob] if glob in names else [name for name in names if fnmatch.fnmatchcase(name, glob)]
             found += [(entity, name) for name in matching]
             if not matching:
-                problems.append(unseen(server, entity, globs[0], names))
+                problems.append(unseen(server, entity, glob, names))
     return list(dict.fromkeys(found)), problems
 
 
-def visible_projects(server: Server, entity: str) -> list[str]:
+def visible_projects(server: Connection, entity: str) -> list[str]:
     """`list_projects`, empty where W&B refuses to list the entity."""
     try:
         return list_projects(server, entity)
     except (Rejected, Unanswered):
         raise
-    except Trouble:
+    except Stop:
         return []
 
 
-def unseen(server: Server, entity: str, project: str, names: list[str]) -> Trouble:
+def unseen(server: Connection, entity: str, project: str, names: list[str] | None = None) -> Stop:
     """Why there is no such project, with the nearest names of projects (`names` has the entity's) or entities."""
+    names = visible_projects(server, entity) if names is None else names
     if names:
-        return Missing(f"no project of {entity} is or matches {project!r}.{nearest(project.strip('*'), names)}")
-    viewer = find_viewer(server)
-    visible = list(dict.fromkeys([viewer["entity"], *viewer["teams"]]))
+        return Stop(f"no project of {plain(entity)} is or matches {project!r}.{nearest(project.strip('*'), names)}")
+    visible = visible_entities(server)
     if entity in visible:
-        return Trouble(f"the entity {entity} has no projects")
-    return Missing(f"no entity {entity!r} that this key sees.{nearest(entity, visible)} It sees {', '.join(visible)}.")
+        return Stop(f"the entity {entity} has no projects", 1)
+    return Stop(f"no entity {entity!r} that this key sees.{nearest(entity, visible)} It sees {', '.join(visible)}.")
 
 
 def preview(project: Project) -> None:
     """Say what an export would fetch, from a listing without configs and summaries."""
     paths = sorted(project.parts.glob("*.parquet")) if project.parts.is_dir() else []
-    if project.path("runs.parquet").exists() and not project.export.full:
+    if project.path("runs.parquet").exists() and not project.args.full:
         paths.insert(0, project.path("runs.parquet"))
-    have = {print_ for path in paths for print_ in readable(path, lambda p=path: Source(p, project)).prints}
-    listing = list_runs(project, have)
-    stale = [print_ for print_ in listing.values() if print_ not in have]
-    requests = -(-len(stale) // 250)
+    have = {print_ for path in paths for print_ in Runs(path, project).prints}
+    listing = list_runs(project, have, full=False)
+    stale = sum(print_ not in have for print_ in listing.values())
     history = ""
-    if project.export.history:
+    if project.args.include_history:
         history = f", and the history of up to {len(listing)} in about {-(-len(listing) // 25)}"
-    print(f"{project.title}: would fetch {len(stale)} of {len(listing)} runs in about {requests} requests{history}")
+    requests = -(-stale // PAGE)
+    print(f"{plain(project.title)}: would fetch {stale} of {len(listing)} runs in about {requests} requests{history}")
 
 
 def import_ahead() -> None:
-    """Import what will be needed while W&B is asked for the first page."""
-    for name in ("pyarrow.parquet", "rich.console", "rich.table"):
+    """Import what will be needed while W&B's client starts."""
+    for name in ("pyarrow.parquet", "pyarrow.compute", "rich.console", "rich.table"):
         importlib.import_module(name)
 
 
@@ -2227,81 +2199,44 @@ def main() -> int:
     sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
     sys.setrecursionlimit(10_000)  # configs may be nested deeply,
     sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
-    account = find_account(args.api_key)
-    server = Server(account, args.workers)
-    shown = {
-        "since": args.since.isoformat() if args.since else None,
-        "until": args.until.isoformat() if args.until else None,
-        "state": args.state,
-        "tag": args.tag,
-    }
-    filters = [
-        {"createdAt": {"$gte": f"{args.since:%Y-%m-%dT%H:%M:%S}"}} if args.since else {},
-        {"createdAt": {"$lt": f"{args.until:%Y-%m-%dT%H:%M:%S}"}} if args.until else {},
-        {"state": {"$in": args.state}} if args.state else {},
-        {"tags": {"$in": args.tag}} if args.tag else {},
-    ]
+    server = Connection(args.api_key)
     progress = Progress(args.quiet)
-    progress.note(f"Using the key from {account.source} at {account.base_url}")
-    export = Export(
-        server=server,
-        folder=args.output,
-        pool=ThreadPoolExecutor(args.workers),
-        workers=args.workers,
-        filters=[each for each in filters if each],
-        filters_shown=shown,
-        system=args.system_metrics,
-        history=args.include_history,
-        history_keys=[glob.strip() for glob in args.history_keys.split(",") if glob.strip()],
-        full=args.full,
-        keep_deleted=args.keep_deleted,
-        progress=progress,
-    )
+    progress.note(f"Using {server.account}")
+    pool = ThreadPoolExecutor(args.workers)
     try:
-        found, problems = find_projects(server, args.entity or account.entities, args.project)
+        found, problems = find_projects(server, args.entity or server.entities, args.project)
         for problem in problems:
             say(f"error: {problem}")
         if not found:
-            return 2 if any(isinstance(problem, Missing) for problem in problems) else 1
-        projects = [Project(export, entity, name) for entity, name in found]
+            return max(problem.code for problem in problems)
+        projects = [Project(entity, name, args, server, pool, progress) for entity, name in found]
         if args.dry_run:
             for project in projects:
                 preview(project)
             return 1 if problems else 0
         args.output.mkdir(parents=True, exist_ok=True)
-        outcomes = export_all(projects)
-    except Rejected:
-        raise rejected(account) from None
-    except Missing as error:
-        raise Stop(str(error)) from None
-    except Trouble as error:
-        raise Stop(str(error), 1) from None
+        export_all(projects)
     finally:
         progress.stop()
     if not args.quiet:
-        show_outcomes(outcomes)
-    if all(outcome.refused for outcome in outcomes):
+        show_outcomes(projects)
+    if all(project.refused for project in projects):
         return 2
-    some_failed = problems or any(outcome.error or outcome.failed for outcome in outcomes)
-    return 1 if some_failed or not any(outcome.runs for outcome in outcomes) else 0
+    some_failed = problems or any(project.error or project.failed or project.not_listed for project in projects)
+    return 1 if some_failed or not any(project.runs for project in projects) else 0
 
 
-def export_all(projects: list[Project]) -> list[Outcome]:
+def export_all(projects: list[Project]) -> None:
     """Export the projects, a few at a time. Of two that spell the same file the second is refused."""
-    first: dict[Path, str] = {}
-    drivers = ThreadPoolExecutor(4)  # they only wait; the requests run in the export's own pool
-
-    def start(project: Project) -> Future[Outcome]:
-        owner = first.setdefault(project.path("runs.parquet"), project.title)
-        if owner == project.title:
-            return drivers.submit(export_project, project)
-        outcome = Outcome(project.title, error=f"its file {project.path('runs.parquet')} is that of {owner}")
-        say(f"error: {project.title}: {outcome.error}. Export it with another -o.")
-        future: Future[Outcome] = Future()
-        future.set_result(outcome)
-        return future
-
-    return [future.result() for future in [start(project) for project in projects]]
+    first: dict[Path, Project] = {}
+    for project in projects:
+        target = project.path("runs.parquet")
+        owner = first.setdefault(target, project)
+        if owner is not project:
+            project.error = f"its file {target} is that of {owner.title}"
+            say(f"error: {plain(project.title)}: {project.error}. Export it with another -o.")
+    with ThreadPoolExecutor(4) as drivers:  # they only wait; the requests run in the export's own pool
+        list(drivers.map(export_project, first.values()))
 
 
 if __name__ == "__main__":
