@@ -168,24 +168,23 @@ def test_rate_limits_slow_the_whole_export_down_and_never_fail_it(server, folder
 
 def test_a_rate_limit_that_outlives_the_clients_own_wait_makes_all_workers_wait_together(server, folder):
     server.fill(TEAM, "p", 2000, 2, 2)
-    server.weather.latency, server.weather.max_page = 0.01, 40
+    server.weather.latency = 0.01
     starts: list[float] = []
     strikes = server.weather.strikes
 
     def strike_for_a_while(fault: str, name: str) -> bool:
         if fault == "rate_limit":
             starts.append(time.monotonic())
-            return len(starts) >= 30 and starts[-1] < starts[29] + 1.5
+            return len(starts) >= 5 and starts[-1] < starts[4] + 1.5
         return strikes(fault, name)
 
     server.weather.strikes = strike_for_a_while
     done = good(export(server, folder, "-p", "p"))
     assert_contract_of_ids(read(folder, "p"), server)
     assert "limits requests; waiting 2 s" in done.err
-    quiet = [b - a for a, b in itertools.pairwise(starts[29:]) if b - a > 0.5]
+    quiet = [b - a for a, b in itertools.pairwise(starts[4:]) if b - a > 0.5]
     assert quiet  # the client's own second, then ours, for all
     assert max(quiet) > 1.5
-    assert len(starts) > 45
 
 
 @pytest.mark.parametrize("fault", ["error_5xx", "cut_body", "hang"])
@@ -499,7 +498,8 @@ def test_broken_parts_of_an_interrupted_export_are_fetched_again(server, folder)
 
 FORKS = f"""
 import importlib.util, json, os, resource, signal, sys
-import pyarrow.parquet, urllib3, dotenv, rich.table, rich.console
+import pyarrow.parquet, pyarrow.compute, dotenv, rich.table, rich.console
+import wandb.apis.public, wandb.proto.wandb_api_pb2
 pyarrow.array([1])  # imports pandas, which takes seconds, where there is one
 spec = importlib.util.spec_from_file_location("export_runs", {str(TOOLS / "export_runs.py")!r})
 script = importlib.util.module_from_spec(spec)

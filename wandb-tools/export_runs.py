@@ -2235,8 +2235,8 @@ def export_all(projects: list[Project]) -> None:
         if owner is not project:
             project.error = f"its file {target} is that of {owner.title}"
             say(f"error: {plain(project.title)}: {project.error}. Export it with another -o.")
-    with ThreadPoolExecutor(4) as drivers:  # they only wait; the requests run in the export's own pool
-        list(drivers.map(export_project, first.values()))
+    drivers = ThreadPoolExecutor(4)  # they only wait; the requests run in the export's own pool
+    list(drivers.map(export_project, first.values()))
 
 
 if __name__ == "__main__":
