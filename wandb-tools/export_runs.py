@@ -42,11 +42,9 @@ import hashlib
 import importlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -71,8 +69,9 @@ FIRST_PAGE, PAGE, LARGEST_PAGE = 100, 300, 1000  # runs per request: the very fi
 PAGE_BYTES = 4_000_000  # of config and summary on a page, about
 BLOCK = 1000  # runs per row group, and held at once when the file is built
 HISTORY_ROWS, HISTORY_CELLS = 20_000, 4_000_000  # rows of history converted at once, values per row group
+PART = {"compression": "lz4", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
 LIVE_STEPS = 1000  # the span of one history call; W&B's client pages so too, and wider ones may be sampled
-HEAVY = 10  # runs that do not come even alone, one after another, and the server is at fault, not they
+HEAVY = 10  # runs in a row that do not come even alone: then not they but the server is at fault
 PATIENCE = 90  # seconds for which a request is tried again before it counts as unanswered
 LONGEST_PAUSE = 300  # seconds that W&B's client may wait in one go because of a rate limit
 LARGEST_ANSWER = 256 << 20  # characters
@@ -202,6 +201,75 @@ class Rejected(Stop):
     """The server does not accept the key."""
 
 
+def read_settings() -> dict[str, tuple[str, str]]:
+    """name -> value and where it stood: the environment, `.env` of the working directory or above, then the script's.
+
+    The first place that has a non-empty value wins.
+    """
+    from dotenv import dotenv_values
+
+    settings = {name: (value.strip(), "the environment") for name, value in os.environ.items() if value.strip()}
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        path = next((path for folder in (start, *start.parents) if (path := folder / ".env").is_file()), None)
+        if path is None:
+            continue
+        with path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            if os.name == "posix" and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002):
+                say(f"{path} is not read: it belongs to another user, or anyone may write to it")
+                continue
+            try:
+                values = dotenv_values(stream=file)
+            except UnicodeDecodeError:
+                raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
+        found = {name: (value.strip(), str(path)) for name, value in values.items() if value and value.strip()}
+        settings = found | settings
+    return settings
+
+
+def without_secrets(text: object, key: str = "") -> str:
+    """A server's text as it may be shown: at most 200 characters, no part of the key, no address's secret part."""
+    line = plain(text)[:5000]
+    line = re.sub(r"(?<=://)[^/\s@]*@|(?i:(?<=basic )|(?<=bearer )|(?<=eyJ))[\w.~+/=-]+", "", line)
+    line = re.sub(r"""(?<=://)([^\s?"'<>]+)\?[^\s"'<>]*""", r"\1", line)
+    key = key.removeprefix("wandb_v1_")
+    spelled = [key, key.encode().hex(), *(base64.b64encode(b"api"[:n] + key.encode()).decode() for n in range(3))]
+    pieces = {word[n : n + 5].lower() for word in spelled for n in range(len(word) - 4)}
+    hidden = {n + m for n in range(len(line)) if line[n : n + 5].lower() in pieces for m in range(5)}
+    return "".join(char for n, char in enumerate(line) if n not in hidden)[:200]
+
+
+def start_client(seconds: int) -> str:
+    """Start W&B's client, silent and without telemetry; it gives a request two attempts of `seconds`, not twenty.
+
+    Returns the server's address. Raises `Stop` where the client refuses a setting, such as an address that is none.
+    """
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # keys are handed over; the sidecar is to be our own
+        os.environ.pop(name, None)
+    try:
+        Path.home()
+    except RuntimeError:  # nothing is found there, nothing is written there
+        os.environ["HOME"] = os.devnull
+    import wandb
+
+    retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
+    options = {f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()}
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the sidecar logs there when it finds no place for a file
+    try:
+        settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=seconds, **options)
+        with ThreadPoolExecutor(1) as pool:  # the sidecar starts while the rest is imported
+            setup = pool.submit(wandb.setup, settings=settings)
+            importlib.import_module("wandb.apis.public")
+        return os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
+    except ValueError as error:  # pydantic's
+        wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
+        raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
+    finally:
+        os.dup2(stderr, 2)
+
+
 class Connection:
     """W&B through its own client, for any number of threads, which wait together when W&B limits requests.
 
@@ -214,56 +282,26 @@ class Connection:
 
         Raises `Stop` with the four places where there is none, and where the key or the address is wrong.
         """
-        settings, origin = read_settings()
-        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY, "WANDB_IDENTITY_TOKEN_FILE") if name in settings), "")
-        self.source = "--api-key" if api_key else f"{name} in {origin[name]}" if name else "`wandb login`"
-        self.key = api_key or ("" if name == "WANDB_IDENTITY_TOKEN_FILE" else settings.get(name, "").strip())
-        self.entities = [entity.strip() for entity in settings.get("WANDB_ENTITY", "").split(",") if entity.strip()]
-        seconds = settings.get("WANDB_HTTP_TIMEOUT", "25")
+        settings = read_settings()
+        self.entities = [name.strip() for name in settings.get("WANDB_ENTITY", " ")[0].split(",") if name.strip()]
+        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY) if name in settings), None)
+        self.key, place = (api_key, "--api-key") if api_key else settings[name] if name else ("", "`wandb login`")
+        self.source = f"{name} in {place}" if name and not api_key else place
+        os.environ |= {name: settings[name][0] for name in ("WANDB_BASE_URL", "WANDB_APP_URL") if name in settings}
+        seconds = os.environ.get("WANDB_HTTP_TIMEOUT") or "25"
         if not re.fullmatch("0*[1-9][0-9]{0,3}", seconds):
             raise Stop(f"WANDB_HTTP_TIMEOUT {seconds!r} is no whole number of seconds. Write it like 25.")
-        self.seconds = int(seconds)  # that each of the client's two attempts may take
+        self.seconds = int(seconds)  # for each of the client's two attempts
         self.lock, self.slots = threading.Lock(), threading.BoundedSemaphore(10)  # what the client sends at a time
         self.under_way: list[float] = []  # when each request began
-        self.heard = self.told = self.resume_at = self.limits = 0.0  # last answer, last word, end of the pause
-        for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # the key is handed over, the sidecar is to be our own
-            os.environ.pop(name, None)
-        for name in ("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT"):
-            if name in settings:
-                os.environ[name] = settings[name].strip()
-        api = self.start_client()
-        self.service, self.key = api._service_api, api.api_key or self.key  # nothing public takes a query of one's own
-        self.app_url = without_secrets(self.service.app_url).rstrip("/")
-        self.account = f"the key from {self.source} at {self.base_url}"
-        place = origin.get("WANDB_BASE_URL")
-        if place and not self.source.endswith(f" in {place}"):
-            self.account += f" (WANDB_BASE_URL in {place})"
-
-    def start_client(self) -> Any:
-        """A `wandb.Api` that is logged in, silent, without telemetry, and fails instead of waiting for minutes."""
-        os.environ["WANDB_ERROR_REPORTING"] = "false"
-        try:
-            Path.home()
-        except RuntimeError:  # nothing is found there, nothing is written there
-            os.environ["HOME"] = os.devnull
+        self.heard = self.resume_at = self.limits = 0.0  # last answer, end of the pause, rate limits of late
+        self.news = ""  # what is waited for
+        self.base_url = without_secrets(start_client(self.seconds)).rstrip("/")
+        threading.Thread(target=self.watch, daemon=True).start()
         import wandb
 
-        self.version = wandb.__version__
-        retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
-        options = {
-            f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()
-        }
         try:
-            settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=self.seconds, **options)
-            with ThreadPoolExecutor(1) as pool, silent_stderr():  # the sidecar starts while the rest is imported
-                setup = pool.submit(wandb.setup, settings=settings)
-                from wandb.apis.public import Api
-
-                address = os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
-                self.base_url = without_secrets(address).rstrip("/")
-                setup.result()
-            threading.Thread(target=self.watch, daemon=True).start()
-            api = self.answer(lambda seconds: Api(api_key=self.key or None, timeout=seconds))
+            api = self.answer(lambda limit: wandb.Api(api_key=self.key or None, timeout=limit))
         except wandb.errors.UsageError:
             raise Stop(
                 f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
@@ -271,25 +309,23 @@ class Connection:
                 "Set one of them; your key is shown at https://wandb.ai/authorize."
             ) from None
         except ValueError as error:
-            wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
-            raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Polars takes Ctrl-C away
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        return api
+            raise Stop(f"the W&B client refuses {self.base_url}: {without_secrets(error)}") from None
+        self.service, self.key = api._service_api, api.api_key or ""  # nothing public takes a query of one's own
+        self.app_url, self.version = without_secrets(self.service.app_url).rstrip("/"), wandb.__version__
+        self.account = f"the key from {self.source} at {self.base_url}"
+        if "WANDB_BASE_URL" in settings and settings["WANDB_BASE_URL"][1] != place:
+            self.account += f" (WANDB_BASE_URL in {settings['WANDB_BASE_URL'][1]})"
 
     def ask(self, query: str, variables: dict[str, Any], tries: int = 0) -> dict[str, Any]:
         """The `data` of one GraphQL query. Raises as `answer` does, and `Stop` where the answer is no data."""
-
-        def parse(text: str) -> Any:
-            if len(text) > LARGEST_ANSWER:
-                raise Unanswered(f"W&B's answer has {len(text) >> 20} MB, more than {LARGEST_ANSWER >> 20}", 1)
-            return json.loads(text)
-
         send = self.service.execute_graphql
-        data = self.answer(lambda seconds: send(query, variables, timeout=seconds, parse=parse), tries)
-        if not isinstance(data, dict):
-            raise Stop(f"{self.base_url} answers with no data. Is it the address of W&B's API?", 1)
-        return data
+        text = self.answer(lambda limit: send(query, variables, timeout=limit, parse=str), tries)
+        if len(text) > LARGEST_ANSWER:
+            raise Unanswered(f"{self.base_url}: the answer has {len(text) >> 20} MB, which is too much", 1)
+        with expected("the answer"):
+            if isinstance(data := json.loads(text), dict):
+                return data
+        raise Stop(f"{self.base_url}: the answer holds no data. Is this the address of W&B's API?", 1)
 
     def answer(self, send: Callable[[float], T], tries: int = 0) -> T:
         """What `send`, given the seconds that it may take, returns. Raises `Rejected`, `Unanswered`, or another `Stop`.
@@ -304,7 +340,7 @@ class Connection:
         while True:
             while (pause := self.resume_at - time.monotonic()) > 0:
                 time.sleep(pause)
-            # The client waits for as long as a rate limit asks, but not for ever.
+            # The client itself waits for as long as a rate limit asks, but not for ever.
             limit = max(1, PATIENCE + 30 - spent) if spent else LONGEST_PAUSE + 2 * self.seconds
             with self.slots:
                 began = time.monotonic()
@@ -323,126 +359,62 @@ class Connection:
             tried, spent = tried + 1, spent + time.monotonic() - began
             if not isinstance(stop, Unanswered) or tried == tries or (not tries and spent >= PATIENCE):
                 raise stop
-            self.word(f"... {stop}; trying again")
+            self.news = f"{stop}; trying again"
             time.sleep(wait := min(16, 2**tried))
             spent += wait
 
     def explain(self, error: BaseException, limited: bool) -> Stop | None:
-        """What the client's error means; None for a rate limit, which a time-out is too where it may be (`limited`)."""
+        """What an error of the client means; None for a rate limit, which a time-out is where it may be (`limited`)."""
         response = getattr(error, "response", None)
         text = str(error).rpartition("while retrying: ")[2].strip()
-        status = int(getattr(response, "http_status", 0) or (re.match(r"HTTP (\d{3})", text) or [0, 0])[1])
-        words = without_secrets(re.sub(r'^(HTTP \d+: |input: |\w+ "[^"]*": )', "", text), self.key)
-        late = response is None and "in time" in text
-        if status == 429 or (late and limited):
+        status = getattr(response, "http_status", 0) or int((re.match(r"HTTP (\d{3})", text) or ("", 0))[1])
+        if status == 429 or (limited and response is None and "in time" in text):
             return None
         if status in (401, 403) or text.startswith("invalid credentials"):
             return Rejected(f"{self.base_url} rejects the API key from {self.source}. Check it, or use another one.")
+        words = without_secrets(re.sub(r'^(HTTP \d+: |input:[\d:]* |\w+ "[^"]*": )', "", text), self.key)
+        passing = status >= 500 or status in (408, 413, 425)
         if status:
-            kind = Unanswered if status >= 500 or status in (408, 413, 425) else Stop
-            return kind(f"W&B answers HTTP {status}: {words}", 1)
-        if text.startswith("input: "):
-            kind = Unanswered if re.search("deadline exceeded|timed? ?out", words, re.IGNORECASE) else Stop
-            return kind(f"W&B answers: {words}", 1)
-        if late or re.search("deadline exceeded|Timeout|timeout", text):
-            return Unanswered(f"W&B does not answer within {self.seconds} seconds", 1)
-        if re.search("connection refused|no such host", text):
-            kind = Unanswered if self.heard else Stop  # at the start it is rather the address
-            return kind(f"{self.base_url}: {'no such host' if 'host' in words else 'the connection is refused'}", 1)
-        if re.search(r": EOF$|unexpected EOF|reset by peer|broken pipe|connection lost", text):
-            return Unanswered("the connection to W&B broke", 1)
-        if re.search("^EOF$|invalid character|cannot unmarshal", text):
-            return Stop(f"{self.base_url}: the answer is no JSON. Is it the address of W&B's API?", 1)
-        if type(error).__name__ == "AuthenticationError":
+            words = f"HTTP {status} {words}"
+        elif response is None and type(error).__name__ == "AuthenticationError":
             return Stop(f"the API key from {self.source} is none: {words}")
-        return Stop(f"{self.base_url}: {words}", 1)
+        elif re.search(r"deadline exceeded|[Tt]ime.?out|timed out|in time", text):
+            words, passing = "no answer in time", True
+        elif text == "EOF" or re.match("invalid character|json: ", text):
+            words = "the answer is no JSON. Is this the address of W&B's API?"
+        elif re.search("giving up after|EOF$|reset by peer|broken pipe", str(error)):
+            passing = bool(self.heard) or not re.search("refused$|no such host$", text)  # which is a wrong address
+        return (Unanswered if passing else Stop)(f"{self.base_url}: {words}", 1)
 
     def slow_down(self, began: float) -> None:
         """Make every thread wait, longer each time, after a request that began then met a rate limit."""
         with self.lock:
-            if began < self.resume_at:  # before the pause that another thread's request brought
-                return
-            self.limits += 1
-            pause = min(60, 2**self.limits)
-            self.resume_at = time.monotonic() + pause
-        self.word(f"... W&B limits requests; waiting {pause:.0f} s")
+            if began >= self.resume_at:  # and not before the pause that another thread's request brought
+                self.limits += 1
+                self.resume_at = time.monotonic() + min(60, 2**self.limits)
+                self.news = f"W&B limits requests; waiting {min(60, 2**self.limits):.0f} s"
 
     def watch(self) -> None:
-        """Say so while W&B does not answer."""
+        """Say what is waited for, every 15 seconds while there is something."""
+        told = 0.0
         while True:
             time.sleep(0.5)
-            silence = time.monotonic() - max(self.heard, min(self.under_way, default=math.inf))
-            if silence > 4:
-                self.word(f"... no answer from {self.base_url} for {silence:.0f} s; still waiting")
-
-    def word(self, message: str) -> None:
-        """Say why nothing happens; many threads and tries have the same to say, which is said every 15 seconds."""
-        with self.lock:
-            if time.monotonic() - self.told < 15:
-                return
-            self.told = time.monotonic()
-        say(message)
-
-
-@contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """What starts meanwhile has no stderr: the client's sidecar logs there when it cannot write to a file."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
-
-def without_secrets(text: object, key: str = "") -> str:
-    """A server's text as it may be shown: at most 200 characters, no part of the key, no address's secret part."""
-    line = plain(text)[:5000]
-    line = re.sub(r"(?<=://)[^/\s@]*@|(?i:(?<=basic )|(?<=bearer )|(?<=eyJ))[\w.~+/=-]+", "", line)
-    line = re.sub(r"""(?<=://)([^\s?"'<>]+)\?[^\s"'<>]*""", r"\1", line)
-    key = key.removeprefix("wandb_v1_")
-    spelled = [key, key.encode().hex(), *(base64.b64encode(b"api"[:n] + key.encode()).decode() for n in range(3))]
-    pieces = {word[n : n + 5].lower() for word in spelled for n in range(len(word) - 4)}
-    hidden = {n + m for n in range(len(line)) if line[n : n + 5].lower() in pieces for m in range(5)}
-    return "".join(char for n, char in enumerate(line) if n not in hidden)[:200]
-
-
-def read_settings() -> tuple[dict[str, str], dict[str, str]]:
-    """The environment, then `.env` of the working directory or its parents, then `.env` beside the script or above.
-
-    Returns name -> value and name -> where it stood. The first place that has a non-empty value wins.
-    """
-    from dotenv import dotenv_values, find_dotenv
-
-    settings = {name: value for name, value in os.environ.items() if value.strip()}
-    origin = dict.fromkeys(settings, "the environment")
-    script = Path(__file__).resolve().parent
-    beside = next((folder / ".env" for folder in (script, *script.parents) if (folder / ".env").is_file()), "")
-    for path in filter(None, dict.fromkeys((find_dotenv(usecwd=True), str(beside)))):
-        with Path(path).open(encoding="utf-8") as file:
-            status = os.fstat(file.fileno())
-            if os.name == "posix" and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002):
-                say(f"{path} is not read: it belongs to another user, or anyone may write to it")
-                continue
-            try:
-                values = dotenv_values(stream=file)
-            except UnicodeDecodeError:
-                raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
-        for name, value in values.items():
-            if value and value.strip() and name not in settings:
-                settings[name], origin[name] = value, path
-    return settings, origin
+            now = time.monotonic()
+            if (silence := now - max(self.heard, min(self.under_way, default=now))) > 4:
+                self.news = self.news or f"no answer from {self.base_url} for {silence:.0f} s; still waiting"
+            if self.news and now - told > 15:
+                say(f"... {self.news}")
+                told = now
+            self.news = ""
 
 
 @contextlib.contextmanager
 def expected(what: str) -> Iterator[None]:
-    """An answer that is not of the form W&B's schema promises ends in a `Stop` that says so."""
+    """What is not of the form that W&B's schema promises ends in a `Stop` that says so."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise Stop(f"W&B's answer about {what} is malformed ({type(error).__name__}: {error})", 1) from error
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise Stop(f"W&B's answer is malformed, see {what} ({type(error).__name__}: {error})", 1) from error
 
 
 def next_cursor(page: dict[str, Any], seen: set[str]) -> str | None:
@@ -458,9 +430,10 @@ def next_cursor(page: dict[str, Any], seen: set[str]) -> str | None:
 
 def visible_entities(connection: Connection) -> list[str]:
     """The key's own entity, then its teams."""
-    viewer = connection.ask("query Viewer { viewer { entity teams { edges { node { name } } } } }", {})["viewer"]
+    data = connection.ask("query Viewer { viewer { entity teams { edges { node { name } } } } }", {})
     with expected("the key's entities"):
-        return list(dict.fromkeys([viewer["entity"], *(edge["node"]["name"] for edge in viewer["teams"]["edges"])]))
+        names = [data["viewer"]["entity"], *(edge["node"]["name"] for edge in data["viewer"]["teams"]["edges"])]
+        return list(dict.fromkeys(filter(None, names)))
 
 
 def list_projects(connection: Connection, entity: str) -> list[str]:
@@ -679,6 +652,8 @@ class Project:
     unchanged: int = 0
     removed: list[dict[str, str]] = field(default_factory=list)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)  # run id -> id, name, error
+    damaged: set[Path] = field(default_factory=set)  # files of ours that are not used any more
+    listed: set[str] = field(default_factory=set)  # ids of the runs that the filters let through
     states: Counter[str] = field(default_factory=Counter)
     not_listed: int = 0  # runs that W&B counts and does not list
     history_rows: int | None = None
@@ -1009,7 +984,10 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
     small = [name for name in schema.names if not name.endswith("_json")]
     options = {"compression": "zstd", "compression_level": 3, "write_statistics": small, "write_page_checksum": True}
     options["use_dictionary"] = [name for name in small if schema.field(name).type == pa.string()]
-    with written_beside(project, "runs.parquet") as path, pq.ParquetWriter(path, schema, **options) as writer:
+    with (
+        written_beside(project, project.path("runs.parquet")) as path,
+        pq.ParquetWriter(path, schema, **options) as writer,
+    ):
         for block in batched(order, BLOCK):
             pieces, places = [], []
             for s in sorted({s for _, _, s, _ in block}):
@@ -1023,13 +1001,14 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
 
 
 @contextlib.contextmanager
-def written_beside(project: Project, ending: str) -> Iterator[Path]:
+def written_beside(project: Project, target: Path) -> Iterator[Path]:
     """A path to write to, which takes the target's place when the block ends well. Leftovers go with the parts."""
-    path = project.parts / f"{ending}.tmp"
+    path = project.parts / f"{target.name}.tmp"
     yield path
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(path, project.path(ending))
+    if target.parent == project.args.output:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    os.replace(path, target)
 
 
 # ---------------------------------------------------------------- runs from W&B
@@ -1208,9 +1187,8 @@ class Listing:
                 return
             path = project.parts / f"{next(project.part_number):07}.parquet"
             table = tabulate(project, fresh)
-            options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
-            pq.write_table(table, path.with_suffix(".tmp"), write_page_checksum=True, **options)
-            os.replace(path.with_suffix(".tmp"), path)
+            with written_beside(project, path) as temporary:
+                pq.write_table(table, temporary, **PART)
         project.progress.fetched(len(table))
 
 
@@ -1270,16 +1248,35 @@ def fetch_runs(project: Project, ids: list[str]) -> None:
 
 # ---------------------------------------------------------------- history
 
-# What is known of a run's history is a dict: `kinds` says of each logged key with values whether they are all numbers
-# or (also) text; `mark` is the run's state, heartbeat and row count at the time; `confirmed` whether row count and
-# last step agree with what W&B says; `rows` of `file` (a `Stored`) from `first` on are the history.
+# What is known of a run's history is a dict: `kinds` says of each logged key with values whether they are all a number
+# or (also) text; `mark` is the run's state, heartbeat and row count at the time; `confirmed` whether row count and last
+# step agree with what W&B says; the history itself is the `rows` of `file` (a `Stored`) from `first` on.
 Facts = dict[str, Any]
-STEP = ("_step", "_timestamp", "_runtime")
 RUN = ("run_id", "run_name", "entity", "project")
+STEP = ("_step", "_timestamp", "_runtime")
 
 
 class Expired(Stop):
     """A pre-signed download address that is no longer good; asking again gives a new one."""
+
+
+def history_schema(kinds: dict[str, str], before: Sequence[str] = ()) -> pa.Schema:
+    """Columns of text `before`, then STEP and these columns, each `number` or `text`."""
+    import pyarrow as pa
+
+    fields = [*((name, pa.string()) for name in before), ("_step", pa.int64())]
+    kinds = dict.fromkeys(STEP[1:], "number") | kinds
+    return pa.schema(
+        [*fields, *((key, pa.string() if kind == "text" else pa.float64()) for key, kind in kinds.items())]
+    )
+
+
+def joined(kinds: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The kinds of all keys, sorted; text where it is text anywhere."""
+    both: dict[str, str] = {}
+    for each in kinds:
+        both |= {key: max(kind, both.get(key, kind)) for key, kind in each.items()}
+    return dict(sorted(both.items()))
 
 
 def history_mark(run: dict[str, Any]) -> list[Any]:
@@ -1287,28 +1284,30 @@ def history_mark(run: dict[str, Any]) -> list[Any]:
     return [run["state"], run["heartbeat_at"], run["history_rows"]]
 
 
-def fetch_history(project: Project, runs: list[dict[str, Any]]) -> dict[str, Facts]:
+def fetch_history(project: Project, runs: Iterable[dict[str, Any]]) -> dict[str, Facts]:
     """Fetch the history of these runs (rows of the runs file), one clean file each; run id -> what came."""
-    folder = project.parts / "history"
-    folder.mkdir(exist_ok=True)
+    (project.parts / "history").mkdir(exist_ok=True)
     done: dict[str, Facts] = {}
-    for run in runs:  # what an interrupted export left behind
-        with contextlib.suppress(Stop):
-            stored = Stored(folder / f"{run_stem(run)}.parquet", project, "mark")
+    todo = []
+    for run in runs:
+        with contextlib.suppress(Stop):  # what an interrupted export left behind
+            stored = Stored(history_part(project, run), project, "mark")
             if (stored.about["mark"], stored.about["globs"]) == (history_mark(run), project.args.history_keys):
                 done[run["id"]] = stored.about | {"file": stored, "first": 0}
+                continue
+        todo.append(run)
     if done:
         project.progress.note(f"... {plain(project.title)}: going on from the history of {len(done)} runs on disk")
-    todo = [run for run in runs if run["id"] not in done]
     project.progress.expect(len(todo), "histories")
     size = max(10, min(25, -(-len(todo) // project.args.workers)))
     run_jobs(project, [functools.partial(ask_addresses, project, some, done) for some in batched(todo, size)])
     return done
 
 
-def run_stem(run: dict[str, Any]) -> str:
-    """A file name for a run; ids that are none get a digest."""
-    return run["id"] if re.fullmatch(r"[\w-]{1,100}", run["id"], re.ASCII) else file_stem(f"/{run['id']}")
+def history_part(project: Project, run: dict[str, Any]) -> Path:
+    """Where a run's history waits for the merge; ids that are no file's name get a digest."""
+    plain_id = re.fullmatch(r"[\w-]{1,100}", run["id"], re.ASCII)
+    return project.parts / "history" / f"{run['id'] if plain_id else file_stem('/' + run['id'])}.parquet"
 
 
 def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[str, Facts]) -> Iterator[Job]:
@@ -1316,12 +1315,11 @@ def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[s
     try:
         found = history_addresses(project, runs)
     except Stop as error:
-        if isinstance(error, Rejected) or (len(runs) == 1 and time.monotonic() > project.arrived + PATIENCE):
-            raise
         if len(runs) == 1:
-            note_failure(project, {"name": runs[0]["id"], "displayName": runs[0]["name"]}, f"history: {error}")
-        for half in (runs[: len(runs) // 2], runs[len(runs) // 2 :]) if len(runs) > 1 else ():
-            yield functools.partial(ask_addresses, project, half, done)
+            note_history_failure(project, runs[0], error)
+            return
+        half = len(runs) // 2
+        yield from (functools.partial(ask_addresses, project, some, done) for some in (runs[:half], runs[half:]))
         return
     project.arrived = time.monotonic()
     for run, where in zip(runs, found, strict=True):
@@ -1330,18 +1328,16 @@ def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[s
 
 def history_addresses(project: Project, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
     """Of each run `parquetUrls`, its exported files, and `liveData`, the steps that are in none yet."""
-    names = [f"r{i}" for i in range(len(runs))]
-    asked = " ".join(
-        f'{n}: run(name: ${n}) {{ parquetHistory(liveKeys: ["_step"]) {{ parquetUrls liveData }} }}' for n in names
-    )
-    declared = ", ".join(f"${name}: String!" for name in names)
+    ids = {f"r{i}": run["id"] for i, run in enumerate(runs)}
+    declared = ", ".join(f"${n}: String!" for n in ids)
+    asked = " ".join(f'{n}: run(name: ${n}) {{ parquetHistory(liveKeys: ["_step"]) {{ ...files }} }}' for n in ids)
     query = f"""query HistoryAddresses($entity: String!, $project: String!, {declared}) {{
-      project(name: $project, entityName: $entity) {{ {asked} }} }}"""
-    variables = {"entity": project.entity, "project": project.name}
-    variables |= {name: run["id"] for name, run in zip(names, runs, strict=True)}
-    reply = project.server.ask(query, variables, tries=2 if len(runs) > 1 else 0)["project"] or {}
+      project(name: $project, entityName: $entity) {{ {asked} }} }}
+      fragment files on ParquetHistory {{ parquetUrls liveData }}"""
+    variables = {"entity": project.entity, "project": project.name} | ids
+    reply = project.server.ask(query, variables, tries=2 if len(runs) > 1 else 0)
     with expected("histories"):
-        return [run and run["parquetHistory"] for run in map(reply.get, names)]
+        return [run and run["parquetHistory"] for run in map((reply["project"] or {}).get, ids)]
 
 
 def fetch_run_history(
@@ -1363,18 +1359,22 @@ def fetch_run_history(
                 [where] = history_addresses(project, [run])
         project.arrived = time.monotonic()
         project.progress.fetched(1, "histories")
-    except (Stop, pa.ArrowException, ValueError, LookupError, TypeError, OSError) as error:
-        if isinstance(error, Rejected) or getattr(error, "errno", None):  # the latter: our disk, not the run
-            raise
-        if isinstance(error, Unanswered) and time.monotonic() > project.arrived + PATIENCE:
-            raise
-        note_failure(project, {"name": run["id"], "displayName": run["name"]}, f"history: {error}")
+    except (Stop, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        note_history_failure(project, run, error)
+
+
+def note_history_failure(project: Project, run: dict[str, Any], error: Exception) -> None:
+    """Note that a run's history failed. Raises the error where not the run but the key, the server or our disk did."""
+    silent = isinstance(error, Unanswered) and time.monotonic() > project.arrived + PATIENCE
+    if isinstance(error, Rejected) or silent or getattr(error, "errno", None):
+        raise error
+    note_failure(project, {"name": run["id"], "displayName": run["name"]}, f"history: {error}")
 
 
 def assemble(project: Project, run: dict[str, Any], urls: list[str], live: list[Any]) -> Facts:
     """Download a run's exported files, fetch its live rows, and make one clean file of them.
 
-    It has the columns STEP and the logged keys, Float64 or String, one row per step, ordered by it, with the facts in
+    It has the columns STEP and the logged keys, Float64 or String, one row per step, ordered by it, and the facts in
     its footer. Rows are converted in small batches, so that no run is held whole (one whose rows are out of order or
     doubled excepted).
     """
@@ -1382,47 +1382,37 @@ def assemble(project: Project, run: dict[str, Any], urls: list[str], live: list[
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    target = project.parts / "history" / f"{run_stem(run)}.parquet"
+    target, globs = history_part(project, run), project.args.history_keys
     raw = [target.with_suffix(f".{number}.raw") for number in range(len(urls))]
     for path, url in zip(raw, urls, strict=True):
         download(project, url, path)
-    most = 2 * (run["history_rows"] or 10_000_000) + 100_000
-    if (claimed := sum(open_parquet(path).metadata.num_rows for path in raw)) > most:
+    claimed = sum(open_parquet(path).metadata.num_rows for path in raw)
+    if claimed > 2 * (run["history_rows"] or 10_000_000) + 100_000:
         raise ValueError(f"its exported files claim {claimed} rows, and W&B counts {run['history_rows']}")
-    exported = max((pc.max(read_steps(path)).as_py() or 0 for path in raw), default=-1)
-    for rows in filter(None, fetch_live_rows(project, run, live, exported)):
+    for rows in filter(None, fetch_live_rows(project, run, live)):
         raw.append(target.with_suffix(f".{len(raw)}.raw"))
         pq.write_table(live_table(rows), raw[-1], compression="lz4")
-    globs = project.args.history_keys
-    kinds: dict[str, str] = {}
-    for path in raw:
-        for key, kind in key_kinds(path, globs).items():
-            kinds[key] = "text" if "text" in (kind, kinds.get(key)) else "number"
-    schema = pa.schema([("_step", pa.int64()), *((name, pa.float64()) for name in STEP[1:]), *arrow_fields(kinds)])
-    steps = pa.chunked_array([chunk for path in raw for chunk in read_steps(path).chunks], pa.int64()).combine_chunks()
+    kinds = joined(key_kinds(path, globs) for path in raw)
+    schema = history_schema(kinds)
+    columns = (open_parquet(path).read(["_step"])["_step"].cast(pa.int64()) for path in raw)
+    steps = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.int64()).combine_chunks()
     if steps.null_count:
         raise ValueError("some of its rows have no step")
-    ordered = pc.all(pc.greater(steps[1:], steps[:-1])).as_py() is not False
-    rows, last = len(steps) if ordered else pc.count_distinct(steps).as_py(), pc.max(steps).as_py()
-    tables: Iterable[pa.Table] = (
-        table for path in raw for table in read_raw(path, schema, list(kinds) if globs else None)
-    )
-    if not ordered:
-        table = pa.concat_tables([schema.empty_table(), *tables])
+    tables = (table for path in raw for table in read_raw(path, schema, list(kinds) if globs else None))
+    rows, last = pc.count_distinct(steps).as_py(), pc.max(steps).as_py()
+    if not pc.all(pc.greater(steps[1:], steps[:-1])).as_py() and len(steps) > 1:
+        table = pa.concat_tables(tables)
         order = pc.sort_indices(table["_step"])  # stable: of rows of one step the first stays
-        sorted_steps = table["_step"].combine_chunks().take(order)
-        first = pa.concat_arrays([pa.array([True]), pc.not_equal(sorted_steps[1:], sorted_steps[:-1])])
-        tables = [table.take(order.filter(first[: len(order)]))]
-    facts: Facts = {"globs": globs, "kinds": kinds, "mark": history_mark(run)}
+        steps = table["_step"].combine_chunks().take(order)
+        first = pa.concat_arrays([pa.array([True]), pc.not_equal(steps[1:], steps[:-1])])[: len(steps)]
+        tables = iter([table.take(order.filter(first))])
+    facts: Facts = {"globs": globs, "kinds": kinds, "mark": history_mark(run), "rows": 0}
     facts["confirmed"] = rows == (run["history_rows"] or 0) and run["last_step"] in (None, last)
-    options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(target.with_suffix(".tmp"), schema, **options) as writer:
-        facts["rows"] = 0
+    with written_beside(project, target) as path, pq.ParquetWriter(path, schema, **PART) as writer:
         for table in tables:
             writer.write_table(table)
             facts["rows"] += len(table)
         writer.add_key_value_metadata(footer(project, **facts))
-    os.replace(target.with_suffix(".tmp"), target)
     for path in raw:
         path.unlink()
     return facts | {"file": Stored(target, project, "mark"), "first": 0}
@@ -1442,38 +1432,26 @@ def download(project: Project, url: str, path: Path) -> None:
         raise Expired(f"its download address is no longer good{reason}", 1) from None
 
 
-def read_steps(path: Path) -> pa.ChunkedArray:
-    """The `_step` column of a history file, as Int64."""
-    import pyarrow as pa
-
-    with open_parquet(path) as file:
-        return file.read(columns=["_step"])["_step"].cast(pa.int64())
-
-
-def fetch_live_rows(
-    project: Project, run: dict[str, Any], live: list[Any], exported: int
-) -> Iterator[list[dict[str, Any]]]:
+def fetch_live_rows(project: Project, run: dict[str, Any], live: list[Any]) -> Iterator[list[dict[str, Any]]]:
     """The rows that are in no exported file yet, in lists of a few thousand, from steps as `liveData` gives them."""
     items = [json.loads(item) if isinstance(item, str) else item for item in live]
     steps = sorted({int(item["_step"]) for item in items if isinstance(item, dict) and item.get("_step") is not None})
     if items and not steps:  # live rows of which W&B does not say the steps
-        steps = list(range(exported + 1, (run["last_step"] or exported) + 1))
+        steps = list(range((run["last_step"] or 0) + 1))
     windows: list[tuple[int, int]] = []
     for step in steps:
-        if not windows or step >= windows[-1][0] + LIVE_STEPS:
-            windows.append((step, step + 1))
-        windows[-1] = (windows[-1][0], step + 1)
+        fits = windows and step < windows[-1][0] + LIVE_STEPS
+        windows[-1:] = [(windows[-1][0], step + 1)] if fits else [*windows[-1:], (step, step + 1)]
     wanted = set(steps)
     for some in batched(windows, 10):
-        calls = " ".join(
-            f"h{i}: history(minStep: {a}, maxStep: {b}, samples: {b - a})" for i, (a, b) in enumerate(some)
-        )
+        calls = " ".join(f"h{a}: history(minStep: {a}, maxStep: {b}, samples: {b - a})" for a, b in some)
         query = f"""query LiveHistory($entity: String!, $project: String!, $run: String!) {{
           project(name: $project, entityName: $entity) {{ run(name: $run) {{ {calls} }} }} }}"""
         names = {"entity": project.entity, "project": project.name, "run": run["id"]}
         reply = (project.server.ask(query, names)["project"] or {}).get("run") or {}
-        texts = [text for i in range(len(some)) for text in reply.get(f"h{i}") or []]
-        rows = [parse_json(text) if isinstance(text, str) else text for text in texts]
+        rows = [
+            parse_json(text) if isinstance(text, str) else text for a, _ in some for text in reply.get(f"h{a}") or []
+        ]
         yield [row for row in rows if row.get("_step") in wanted]
 
 
@@ -1488,10 +1466,8 @@ def live_table(rows: list[dict[str, Any]]) -> pa.Table:
     arrays = {"_step": pa.array(map(int, columns.pop("_step")), pa.int64())}
     for key, values in columns.items():
         numbers = list(map(as_number, values))
-        if numbers.count(None) == values.count(None):
-            arrays[key] = pa.array(numbers, pa.float64())
-        else:
-            arrays[key] = to_array(list(map(as_text, values)), "string")
+        numeric = numbers.count(None) == values.count(None)
+        arrays[key] = to_array(numbers, "double") if numeric else to_array(list(map(as_text, values)), "string")
     return pa.table(arrays)
 
 
@@ -1500,15 +1476,15 @@ def dotted(row: dict[str, Any]) -> dict[str, Any]:
 
     Of a nested and a plain key that are spelled alike the plain one keeps the name, the other gets `__2`.
     """
-    flat: dict[str, Any] = {}
-    nested: list[tuple[str, Any]] = []
+    flat, nested = {}, {}
     for key, value in row.items():
         if isinstance(value, dict) and "_type" not in value:
-            nested += [(f"{key}.{inner}", item) for inner, item in dotted(value).items()]
+            nested |= {(key, inner): item for inner, item in dotted(value).items()}
         else:
             flat[key] = value
-    for key, value in nested:
-        flat[key if key not in flat else next_free(key, {*flat, *row})] = value
+    for (key, inner), value in nested.items():
+        name = f"{key}.{inner}"
+        flat[next_free(name, {*flat, *row}) if name in flat else name] = value
     return flat
 
 
@@ -1519,9 +1495,9 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, int | float):
         number = as_number(value)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else json.dumps(number)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return dump_json(value) if isinstance(value, list | dict) else str(value)
+    if isinstance(value, list | dict):
+        return dump_json(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def key_kinds(path: Path, globs: list[str]) -> dict[str, str]:
@@ -1529,22 +1505,18 @@ def key_kinds(path: Path, globs: list[str]) -> dict[str, str]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kinds: dict[str, str] = {}
-    with open_parquet(path) as file:
-        texts = {}
-        for key, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True):
-            if key in (*STEP, "_wandb") or not (not globs or any(fnmatch.fnmatchcase(key, glob) for glob in globs)):
-                continue
-            if is_number(kind):
-                kinds[key] = "number"
-            else:
-                texts[key] = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        named = pa.array(list(NAMED_FLOATS))
-        for batch in file.iter_batches(HISTORY_ROWS, columns=list(texts)) if texts else ():
-            for key, column in zip(batch.schema.names, batch.columns, strict=True):
-                if kinds.get(key) == "text" or key not in texts or column.null_count == len(column):
-                    continue
-                numeric = texts[key] and pc.all(pc.is_in(column.drop_null(), value_set=named.cast(column.type))).as_py()
+    file = open_parquet(path)
+    types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    asked = {key for key in types if not globs or any(fnmatch.fnmatchcase(key, glob) for glob in globs)}
+    asked -= {*STEP, "_wandb"}
+    kinds = {key: "number" for key in asked if is_number(types[key])}
+    texts = asked - kinds.keys()
+    for batch in file.iter_batches(HISTORY_ROWS, columns=list(texts)) if texts else ():
+        for key, column in zip(batch.schema.names, batch.columns, strict=True):
+            if kinds.get(key) != "text" and key in texts and column.null_count < len(column):
+                named = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+                names = pa.array(list(NAMED_FLOATS), column.type) if named else None
+                numeric = named and pc.all(pc.is_in(column.drop_null(), value_set=names)).as_py()
                 kinds[key] = "number" if numeric else "text"
     return kinds
 
@@ -1557,26 +1529,19 @@ def is_number(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def arrow_fields(kinds: dict[str, str]) -> list[tuple[str, pa.DataType]]:
-    """The columns of these logged keys."""
-    import pyarrow as pa
-
-    return [(key, pa.string() if kind == "text" else pa.float64()) for key, kind in kinds.items()]
-
-
 def read_raw(path: Path, schema: pa.Schema, needed: list[str] | None) -> Iterator[pa.Table]:
     """The rows of an exported file, in batches of the schema; if any keys are `needed`, those that have one of them."""
     import pyarrow.compute as pc
 
-    with open_parquet(path) as file:
-        size = max(1, min(HISTORY_ROWS, HISTORY_CELLS // len(schema)))
-        wanted = [name for name in schema.names if name in set(file.schema_arrow.names)]
-        for batch in file.iter_batches(size, columns=wanted):
-            table = to_schema(dict(zip(batch.schema.names, batch.columns, strict=True)), len(batch), schema)
-            if needed is not None:
-                filled = [pc.is_valid(table[key]) for key in needed]
-                table = table.filter(functools.reduce(pc.or_, filled)) if filled else table.slice(0, 0)
-            yield table
+    file = open_parquet(path)
+    there = set(file.schema_arrow.names)
+    size = max(1, min(HISTORY_ROWS, HISTORY_CELLS // len(schema)))
+    for batch in file.iter_batches(size, columns=[name for name in schema.names if name in there]):
+        table = to_schema(dict(zip(batch.schema.names, batch.columns, strict=True)), len(batch), schema)
+        if needed is not None:
+            filled = [pc.is_valid(table[key]) for key in needed]
+            table = table.filter(functools.reduce(pc.or_, filled)) if filled else table.slice(0, 0)
+        yield table
 
 
 def to_schema(columns: dict[str, Any], rows: int, schema: pa.Schema) -> pa.Table:
@@ -1584,10 +1549,8 @@ def to_schema(columns: dict[str, Any], rows: int, schema: pa.Schema) -> pa.Table
     import pyarrow as pa
 
     nulls = {kind: pa.nulls(rows, kind) for kind in set(schema.types)}
-    arrays = [
-        to_kind(columns[name], kind) if name in columns else nulls[kind]
-        for name, kind in zip(schema.names, schema.types, strict=True)
-    ]
+    fields = zip(schema.names, schema.types, strict=True)
+    arrays = [to_kind(columns[name], kind) if name in columns else nulls[kind] for name, kind in fields]
     return pa.table(arrays, schema=schema)
 
 
@@ -1598,7 +1561,7 @@ def to_kind(column: Any, kind: pa.DataType) -> Any:
     if column.type == kind:
         return column
     if pa.types.is_string(kind):
-        return to_array([as_text(value) for value in column.to_pylist()], "string")
+        return to_array(list(map(as_text, column.to_pylist())), "string")
     if is_number(column.type):
         return (column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column).cast(kind, safe=False)
     return to_array(column.to_pylist(), "double")  # NaN and the infinities, or numbers that stood beside text
@@ -1610,17 +1573,17 @@ def history_columns(keys: Iterable[str]) -> dict[str, str]:
     return {key: next_free(key, taken) if key in RUN else key for key in sorted(taken)}
 
 
-def read_history(path: Path, project: Project) -> tuple[list[str], dict[str, Facts]]:
-    """Of an earlier export of a project's history its globs and, by run id, what it holds."""
+def read_history(project: Project) -> tuple[list[str], dict[str, Facts]]:
+    """Of the earlier export of a project's history its globs and, by run id, what it holds."""
+    path = project.path("history.parquet")
     stored = Stored(path, project, "schemas")
     schemas: list[dict[str, str]] = stored.about["schemas"]
-    columns = history_columns(key for kinds in schemas for key in kinds)
+    columns = history_columns(joined(schemas))
     first, facts = 0, {}
     for run, about in stored.about["runs"].items():  # whose rows stand one after another
-        facts[run] = {**about, "kinds": schemas[about["schema"]], "file": stored, "first": first, "columns": columns}
+        facts[run] = about | {"kinds": schemas[about["schema"]], "file": stored, "first": first, "columns": columns}
         first += about["rows"]
-    names = {*RUN, *STEP, *columns.values()}
-    if (set(stored.names), stored.metadata.num_rows) != (names, first):
+    if (set(stored.names), stored.metadata.num_rows) != ({*RUN, *STEP, *columns.values()}, first):
         raise Stop(f"{path} cannot be read (its rows or columns are not those that its footer tells of)", 1)
     return stored.about["history_keys"], facts
 
@@ -1630,43 +1593,37 @@ def merge_history(project: Project, facts: dict[str, Facts], names: dict[str, st
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds: dict[str, str] = {}
-    for about in facts.values():
-        for key, kind in about["kinds"].items():
-            kinds[key] = "text" if "text" in (kind, kinds.get(key)) else "number"
+    kinds = joined(about["kinds"] for about in facts.values())
     columns = history_columns(kinds)
-    fields = [(name, pa.string()) for name in RUN] + [("_step", pa.int64()), *((n, pa.float64()) for n in STEP[1:])]
-    fields += [(columns[key], kind) for key, kind in arrow_fields(dict(sorted(kinds.items())))]
-    schema = pa.schema(fields)
+    schema = history_schema({columns[key]: kind for key, kind in kinds.items()}, RUN)
+    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if kind == pa.string()]
     schemas: dict[str, int] = {}
     runs: dict[str, dict[str, Any]] = {}
     held: list[pa.Table] = []
-    options = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
-    options["use_dictionary"] = [name for name, kind in fields if kind == pa.string()]
+    options = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, "use_dictionary": texts}
     with (
-        written_beside(project, "history.parquet") as path,
+        written_beside(project, project.path("history.parquet")) as path,
         pq.ParquetWriter(path, schema, **options) as writer,
     ):
         for run, about in sorted(facts.items()):
-            own = (run, clean_text(names[run]), project.entity, project.name)
+            own = dict(zip(RUN, (run, clean_text(names[run]), project.entity, project.name), strict=True))
+            spelled = about.get("columns", {})  # what reserved names became in an earlier export
             for table in slices(about):
-                constants = [pa.repeat(pa.scalar(value, pa.string()), len(table)) for value in own]
                 values = dict(zip(table.column_names, table.columns, strict=True))
-                in_file = about.get("columns", {})  # what reserved names became in an earlier export
-                logged = {columns[key]: values[in_file.get(key, key)] for key in about["kinds"]}
-                values = {name: values[name] for name in STEP} | logged
-                held.append(to_schema(dict(zip(RUN, constants, strict=True)) | values, len(table), schema))
+                logged = {columns[key]: values[spelled.get(key, key)] for key in about["kinds"]}
+                logged |= {name: values[name] for name in STEP}
+                logged |= {name: pa.repeat(pa.scalar(text, pa.string()), len(table)) for name, text in own.items()}
+                held.append(to_schema(logged, len(table), schema))
                 if sum(map(len, held)) * len(schema) >= HISTORY_CELLS:
                     writer.write_table(pa.concat_tables(held))
                     held = []
             number = schemas.setdefault(json.dumps(about["kinds"], sort_keys=True), len(schemas))
-            runs[run] = {"name": names[run], "schema": number} | {
-                key: about[key] for key in ("rows", "mark", "confirmed")
-            }
+            runs[run] = {"name": names[run], "schema": number}
+            runs[run] |= {name: about[name] for name in ("rows", "mark", "confirmed")}
         if held:
             writer.write_table(pa.concat_tables(held))
-        about = {"runs": runs, "history_keys": project.args.history_keys, "schemas": list(map(json.loads, schemas))}
-        writer.add_key_value_metadata(footer(project, **about))
+        spelled = {"runs": runs, "history_keys": project.args.history_keys, "schemas": list(map(json.loads, schemas))}
+        writer.add_key_value_metadata(footer(project, **spelled))
 
 
 def slices(facts: Facts) -> Iterator[pa.Table]:
@@ -1682,19 +1639,17 @@ def slices(facts: Facts) -> Iterator[pa.Table]:
 # ---------------------------------------------------------------- one project, from W&B to its files
 
 
-def export_project(project: Project) -> Project:
+def export_project(project: Project) -> None:
     """Export one project. Whatever goes wrong is noted in it; files that were good before are so still."""
     started, kept = time.monotonic(), False
     try:
         with working(project):
             try:
-                with expected(f"the runs of {project.title}"):
-                    listed = export_runs(project)
+                mended(project, export_runs)
                 if project.runs:
                     write_metadata(project)
                 if project.runs and project.args.include_history:
-                    with expected(f"the history of {project.title}"):
-                        export_history(project, listed)
+                    mended(project, export_history)
                     write_metadata(project)
             finally:
                 kept = any(project.parts.rglob("*.parquet")) or bool(full_phase(project))
@@ -1704,7 +1659,6 @@ def export_project(project: Project) -> Project:
         advice = " What was fetched is kept; run the command again to go on." if kept else ""
         say(f"error: {plain(project.title)}: {project.error.rstrip('.')}.{advice}")
     project.seconds = time.monotonic() - started
-    return project
 
 
 @contextlib.contextmanager
@@ -1714,9 +1668,8 @@ def working(project: Project) -> Iterator[None]:
     Raises `Stop` if another export is at work. Symbolic links are not followed, whoever made them.
     """
     path = project.parts.with_suffix(".lock")
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        lock = os.open(path, flags, 0o600)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         try:
             import fcntl
 
@@ -1748,64 +1701,68 @@ def full_phase(project: Project, phase: str | None = None) -> str:
     With a `phase` that is noted, an empty one ends it.
     """
     note = project.parts / "full"
-    if phase:
+    if phase is not None:
         note.write_text(phase)
-    elif phase is not None:
-        note.unlink(missing_ok=True)
     return note.read_text() if note.is_file() else ""
 
 
-def export_runs(project: Project, trusted: bool = True) -> set[str]:
-    """Bring the project's runs file up to date; returns the ids of the runs that the filters let through.
+def mended(project: Project, export: Callable[[Project], None]) -> None:
+    """Run `export`; when it meets a file of ours that is damaged, again without it, so that what it held is fetched.
 
-    The export before is left alone where it cannot be opened, for then it may be anything. Where it is ours and
-    damaged it is not `trusted` any more, and its runs are fetched again, as are those of a damaged part.
+    A file that cannot even be opened may be anything: it is left alone.
     """
+    while True:
+        try:
+            with expected(f"the runs of {project.title}"):
+                return export(project)
+        except Damaged as error:
+            if error.path.parent == project.parts or error.path.parent.parent == project.parts:
+                error.path.unlink()
+            elif project.args.filters or project.args.keep_deleted:
+                advice = "Export once without filters and without --keep-deleted, or move it away"
+                raise Stop(f"{error}, and what it holds cannot all be fetched again this way. {advice}", 1) from None
+            project.damaged.add(error.path)
+            say(f"... {plain(project.title)}: {error}; what it holds is fetched again")
+
+
+def export_runs(project: Project) -> None:
+    """Bring the project's runs file up to date; notes the ids of the runs that the filters let through."""
     args, target = project.args, project.path("runs.parquet")
-    try:
-        previous = Runs(target, project) if trusted and target.exists() else None
-        if args.full and not full_phase(project):
-            shutil.rmtree(project.parts)
-            project.parts.mkdir()
-            full_phase(project, "runs")
-        parts: dict[Path, Runs] = {}
-        if held := sum(len(part.prints) for part in open_parts(project, parts)):
-            say_more = f"going on from {held} runs that an interrupted export left on disk"
-            project.progress.note(f"... {plain(project.title)}: {say_more}")
-        known = [*parts.values(), *([previous] if previous and full_phase(project) != "runs" else [])]
-        have = {print_ for runs in known if runs.about["system"] >= args.system_metrics for print_ in runs.prints}
-        listing = list_runs(project, have, full=not have)
-        have |= {print_ for part in open_parts(project, parts) for print_ in part.prints}
-        fetch_runs(project, [run for run, print_ in listing.items() if print_ not in have | {(run,)}])
-        open_parts(project, parts)
-        unchanged = merge_runs(project, [*([previous] if previous else []), *parts.values()], listing, previous)
-    except Damaged as error:
-        if error.path == target and (args.filters or args.keep_deleted):
-            advice = "Export once without filters and without --keep-deleted, or move it away"
-            raise Stop(f"{error}. What it holds cannot be fetched again this way. {advice}", 1) from None
-        say(f"... {plain(project.title)}: {error}; its runs are fetched again")
-        if error.path != target:
-            error.path.unlink()
-        return export_runs(project, trusted and error.path != target)
+    previous = Runs(target, project) if target.exists() and target not in project.damaged else None
+    if args.full and not full_phase(project):
+        shutil.rmtree(project.parts)
+        project.parts.mkdir()
+        full_phase(project, "runs")
+    parts: dict[Path, Runs] = {}
+    if held := sum(len(part.prints) for part in open_parts(project, parts)):
+        on_disk = f"going on from {held} runs that an interrupted export left on disk"
+        project.progress.note(f"... {plain(project.title)}: {on_disk}")
+    known = [*parts.values(), *([previous] if previous and full_phase(project) != "runs" else [])]
+    have = {print_ for runs in known if runs.about["system"] >= args.system_metrics for print_ in runs.prints}
+    listing = list_runs(project, have, full=not have)
+    have |= {print_ for part in open_parts(project, parts) for print_ in part.prints}
+    stale = [run for run, print_ in listing.items() if print_ not in have and run not in project.failed]
+    fetch_runs(project, stale)
+    open_parts(project, parts)
+    unchanged = merge_runs(project, previous, [*parts.values()], listing)
+    project.listed = set(listing)
     if not project.runs:
         what = "no runs that match" if args.filters else "no runs"
         left = f", {target} is left as it is" if target.exists() else ""
         say(f"{plain(project.title)}: {what}; nothing is written{left}")
-        return set()
+        return
     project.size = target.stat().st_size
     for path in parts:
         path.unlink()
-    if full_phase(project):
-        full_phase(project, "history" if args.include_history else "")
+    full_phase(project, "history" if full_phase(project) and args.include_history else "")
     some = f"{project.runs} run{'s'[: project.runs != 1]}"
     project.progress.note(f"Up to date: {some} in {target}" if unchanged else f"Saved {some} to {target}")
     if project.removed:
         count, names = len(project.removed), named(project.removed)
         project.progress.note(f"{plain(project.title)}: removed {count} that W&B no longer has: {names}")
-    return set(listing)
 
 
-def open_parts(project: Project, parts: dict[Path, Runs]) -> Iterable[Runs]:
+def open_parts(project: Project, parts: dict[Path, Runs]) -> list[Runs]:
     """The parts on disk, in the order in which they came; those not in `parts` yet are opened and put there."""
     for path in sorted(project.parts.glob("*.parquet")):
         if path not in parts:
@@ -1817,24 +1774,21 @@ def open_parts(project: Project, parts: dict[Path, Runs]) -> Iterable[Runs]:
     return list(parts.values())
 
 
-def merge_runs(
-    project: Project, sources: list[Runs], listing: dict[str, tuple[Any, ...]], previous: Runs | None
-) -> bool:
+def merge_runs(project: Project, previous: Runs | None, parts: list[Runs], listing: dict[str, tuple[Any, ...]]) -> bool:
     """Find the row that stands for each run, count what is new, and write the file; True if nothing changed."""
+    sources = [previous, *parts] if previous else parts
     winners: dict[str, tuple[int, int]] = {}
     for number, source in enumerate(sources):  # later ones are newer; one that agrees with the listing beats them
         for row, print_ in enumerate(source.prints):
-            standing = winners.get(print_[0])
-            agrees = standing and sources[standing[0]].prints[standing[1]] == listing.get(print_[0])
-            if not agrees or print_ == listing.get(print_[0]):
-                winners[print_[0]] = number, row
+            run = print_[0]
+            standing = winners.get(run)
+            agrees = standing and sources[standing[0]].prints[standing[1]] == listing.get(run)
+            if not agrees or print_ == listing.get(run):
+                winners[run] = number, row
     before = {print_[0]: print_ for print_ in previous.prints} if previous else {}
     if project.not_listed:
-        total = len(listing) + project.not_listed
-        say(
-            f"error: {plain(project.title)}: W&B counts {total} runs and lists {len(listing)} of them, "
-            "also when asked again. No run is removed on its word; run the command again later."
-        )
+        counted = f"W&B counts {len(listing) + project.not_listed} runs and lists {len(listing)}, also when asked again"
+        say(f"error: {plain(project.title)}: {counted}. Nothing is removed on its word; run the command again later.")
     elif not (project.args.filters or project.args.keep_deleted):
         for run in winners.keys() - listing.keys() - project.failed.keys():
             del winners[run]
@@ -1857,12 +1811,13 @@ def named(runs: list[dict[str, str]]) -> str:
     return shown + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
 
 
-def export_history(project: Project, listed: set[str], trusted: bool = True) -> None:
-    """Bring the project's history file up to date, after its runs file. Only the `listed` runs are fetched."""
+def export_history(project: Project) -> None:
+    """Bring the project's history file up to date, after its runs file. Only the listed runs are fetched."""
     import pyarrow as pa
 
     args, target = project.args, project.path("history.parquet")
-    globs, before = read_history(target, project) if trusted and target.exists() else (args.history_keys, {})
+    usable = target.exists() and target not in project.damaged
+    globs, before = read_history(project) if usable else (args.history_keys, {})
     stored = Stored(project.path("runs.parquet"), project, "keys")
     columns = ["id", "name", "state", "history_rows", "last_step", "heartbeat_at"]
     table = stored.read(list(range(stored.metadata.num_row_groups)), columns)
@@ -1872,9 +1827,9 @@ def export_history(project: Project, listed: set[str], trusted: bool = True) -> 
     stale: dict[str, dict[str, Any]] = {}
     for run, about in runs.items():
         known = None if globs != args.history_keys or full_phase(project) == "history" else facts.get(run)
-        if run in listed and about["history_rows"] == 0:
+        if run in project.listed and about["history_rows"] == 0:
             facts.pop(run, None)  # it may have had rows once
-        elif run in listed and not (known and known["confirmed"] and known["mark"] == history_mark(about)):
+        elif run in project.listed and not (known and known["confirmed"] and known["mark"] == history_mark(about)):
             stale[run] = about
     if globs != args.history_keys and facts.keys() - stale.keys():
         raise Stop(
@@ -1882,41 +1837,30 @@ def export_history(project: Project, listed: set[str], trusted: bool = True) -> 
             "Export without filters, with the same --history-keys, or to another -o",
             1,
         )
-    fresh = fetch_history(project, list(stale.values()))
+    fresh = fetch_history(project, stale.values())
     # What could not be fetched again keeps the rows that there are, unconfirmed.
     facts |= {run: facts[run] | {"confirmed": False} for run in facts.keys() & stale.keys()} | fresh
     names = {run: runs[run]["name"] for run in facts}
     shown = {run: (names[run], known["confirmed"]) for run, known in facts.items()}
-    try:
-        if fresh or shown != {run: (known["name"], known["confirmed"]) for run, known in before.items()}:
-            merge_history(project, facts, names)
-    except Damaged as error:
-        if error.path == target and (args.filters or args.keep_deleted):
-            raise Stop(f"{error}. Export once without filters and without --keep-deleted, or move it away", 1) from None
-        say(f"... {plain(project.title)}: {error}; it is fetched again")
-        if error.path != target:
-            error.path.unlink()
-        return export_history(project, listed, trusted and error.path != target)
     project.history_rows = sum(known["rows"] for known in facts.values())
+    if fresh or shown != {run: (known["name"], known["confirmed"]) for run, known in before.items()}:
+        merge_history(project, facts, names)
+        project.progress.note(f"Saved {project.history_rows} history rows to {target}")
     shutil.rmtree(project.parts / "history", ignore_errors=True)
     full_phase(project, "")
-    if project.history_rows:
-        project.progress.note(f"Saved {project.history_rows} history rows to {target}")
-    else:
-        keys = f" any of the keys {', '.join(args.history_keys)}" if args.history_keys else " anything"
-        say(f"{plain(project.title)}: no run has logged{keys}; there is no history to save")
-    unsure = [{"id": run, "name": names[run] or ""} for run in fresh if not facts[run]["confirmed"]]
-    if unsure:
+    if not project.history_rows:
+        keys = f"any of the keys {', '.join(args.history_keys)}" if args.history_keys else "anything"
+        say(f"{plain(project.title)}: none of these runs has logged {keys}; there is no history to save")
+    if unsure := [{"id": run, "name": names[run] or ""} for run in fresh if not fresh[run]["confirmed"]]:
         say(f"... {plain(project.title)}: history not confirmed by W&B's row count and last step: {named(unsure)}")
-    return None
 
 
 def write_metadata(project: Project) -> None:
     """Write the metadata file, which describes the runs and history files as they now stand."""
-    history, facts = project.path("history.parquet"), {}
-    if history.exists():
+    facts: dict[str, Facts] = {}
+    if project.path("history.parquet").exists():
         with contextlib.suppress(Stop):  # which is reported where history is asked for
-            _, facts = read_history(history, project)
+            _, facts = read_history(project)
     keys = Stored(project.path("runs.parquet"), project, "keys").about["keys"]
     done = {name: getattr(project, name) for name in ("new", "updated", "unchanged", "removed", "not_listed")}
     about = {
@@ -1933,7 +1877,7 @@ def write_metadata(project: Project) -> None:
         "export": done | {"failed": list(project.failed.values())},
         "columns": {column: ".".join(key[1:]) for key, _, column in keys},
     }
-    with written_beside(project, "metadata.json") as path:
+    with written_beside(project, project.path("metadata.json")) as path:
         path.write_text(json.dumps(about, indent=1))
 
 
@@ -1994,6 +1938,7 @@ def show_outcomes(projects: list[Project]) -> None:
     """The closing table on stdout."""
     from rich import box
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.table import Table
     from rich.text import Text
 
@@ -2010,17 +1955,8 @@ def show_outcomes(projects: list[Project]) -> None:
     for p, counts in zip(projects, zip(*columns.values(), strict=True), strict=True):
         name = Text(plain(p.name if same_entity else p.title))
         cells = ["-"] * len(counts) if p.error else [f"{count:,}" for count in counts]
-        table.add_row(name, *cells, f"{p.seconds:.1f}", "error" if p.error else human_size(p.size))
+        table.add_row(name, *cells, f"{p.seconds:.1f}", "error" if p.error else decimal(p.size))
     Console().print(table)
-
-
-def human_size(size: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 # ---------------------------------------------------------------- the command
@@ -2033,64 +1969,36 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """
     about, _, story = (__doc__ or "").partition("\n\n")
     parser = Parser(description=f"{about}\n\nexamples:\n{story}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
+    parser.usage = "%(prog)s [-e NAME] [-p NAME] [--include-history] [options]"
+    several: dict[str, Any] = {"action": "append", "default": []}
+    switch: dict[str, Any] = {"action": "store_true"}
     add = parser.add_argument
-    add(
-        "-e",
-        "--entity",
-        **several,
-        help="entity (user or team), or entity/project; repeatable. Default: WANDB_ENTITY,\nelse the key's own entity",
-    )
-    add(
-        "-p",
-        "--project",
-        **several,
-        help="project, by exact name or glob; repeatable. Default: every project of the entity",
-    )
-    add("-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help=f"output folder (default: {OUTPUT}/)")
-    add("--include-history", action="store_true", help="also every logged step, to {entity}_{project}_history.parquet")
-    group = parser.add_argument_group("which runs are fetched (rows already on disk stay)")
-    add = group.add_argument
+    add("-e", "--entity", metavar="NAME", **several, help="user or team, or entity/project; default: yours; repeatable")
+    add("-p", "--project", metavar="NAME", **several, help="exact name or glob; default: every project; repeatable")
+    add("-o", "--output", metavar="DIR", type=Path, default=OUTPUT, help=f"output folder; default: {OUTPUT}/")
+    add("--include-history", **switch, help="also every logged step, to {entity}_{project}_history.parquet")
+    add = parser.add_argument_group("which runs are fetched (rows already on disk stay)").add_argument
     add(
         "-s",
         "--since",
-        type=parse_when,
         metavar="WHEN",
-        help="created since: 7d, 24h, 2w, 2025-10-01, or an ISO time (UTC)",
+        type=parse_when,
+        help="created since 7d, 24h, 2w, 2025-10-01 or an ISO time (UTC)",
     )
-    add("--until", type=parse_when, metavar="WHEN", help="created before")
-    add(
-        "--state",
-        action="extend",
-        type=parse_states,
-        default=[],
-        metavar="STATES",
-        help=f"in any of these states; repeatable, commas allowed: {', '.join(STATES)}",
-    )
-    add("--tag", action="append", default=[], metavar="TAG", help="with this tag (any of them); repeatable")
-    add("--full", action="store_true", help="fetch every run again; finds configs that were edited after a run ended")
-    add("--keep-deleted", action="store_true", help="keep runs that were deleted on W&B")
-    add("--dry-run", action="store_true", help="say what would be fetched; write nothing")
-    group = parser.add_argument_group("what else is fetched")
-    add = group.add_argument
-    add(
-        "--history-keys",
-        default="",
-        metavar="GLOBS",
-        help="of the history only these keys, such as 'train/*,val/loss'; rows that have none of\nthem are left out",
-    )
-    add("--system-metrics", action="store_true", help="also system_* columns (GPU, CPU, memory at the end of the run)")
-    group = parser.add_argument_group("how")
-    add = group.add_argument
-    add("--api-key", metavar="KEY", help="W&B API key. Default: WANDB_API_KEY, the team's key in .env, `wandb login`")
-    add(
-        "--workers",
-        type=positive,
-        default=WORKERS,
-        metavar="N",
-        help=f"requests at a time, over all projects (default: {WORKERS})",
-    )
-    add("-q", "--quiet", action="store_true", help="no progress and no table; only what went wrong")
+    add("--until", metavar="WHEN", type=parse_when, help="created before")
+    options = {"action": "extend", "type": parse_states, "default": []}
+    add("--state", metavar="STATES", **options, help=f"any of {', '.join(STATES)}; commas, or repeated")
+    add("--tag", metavar="TAG", **several, help="with this tag; repeatable: any of them")
+    add("--full", **switch, help="fetch every run again; finds configs that were edited after a run ended")
+    add("--keep-deleted", **switch, help="keep runs that were deleted on W&B")
+    add("--dry-run", **switch, help="say what would be fetched; write nothing")
+    add = parser.add_argument_group("what else is fetched").add_argument
+    add("--history-keys", metavar="GLOBS", default="", help="only these keys, 'train/*,val/loss'; rows without any go")
+    add("--system-metrics", **switch, help="also system_* columns (GPU, CPU, memory at the end of the run)")
+    add = parser.add_argument_group("how").add_argument
+    add("--api-key", metavar="KEY", help="default: WANDB_API_KEY, the team's key in .env, `wandb login`")
+    add("--workers", metavar="N", type=positive, default=WORKERS, help=f"requests at a time; default: {WORKERS}")
+    add("-q", "--quiet", **switch, help="no progress and no table; only what went wrong")
     args = parser.parse_args(arguments)
     for name in args.project:
         if "/" in name:
@@ -2104,18 +2012,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"-o {args.output} is a file; name a folder")
     args.history_keys = [glob.strip() for glob in args.history_keys.split(",") if glob.strip()]
     args.state = [] if "all" in args.state else list(dict.fromkeys(args.state))
-    moments = {"$gte": args.since, "$lt": args.until}  # W&B's filters take whole seconds
-    filters: list[dict[str, Any]] = [
-        {"createdAt": {op: f"{moment:%Y-%m-%dT%H:%M:%S}" for op, moment in moments.items() if moment}},
-        {"state": {"$in": args.state}},
-        {"tags": {"$in": args.tag}},
-    ]
-    wanted = (args.since or args.until, args.state, args.tag)
-    args.filters = [each for each, asked in zip(filters, wanted, strict=True) if asked]
-    times = {
-        name: moment and moment.replace(microsecond=0).isoformat()
-        for name, moment in (("since", args.since), ("until", args.until))
-    }
+    times = {"since": args.since, "until": args.until}
+    times = {name: moment and moment.replace(microsecond=0) for name, moment in times.items()}  # as W&B takes them
+    bounds = {op: f"{at:%Y-%m-%dT%H:%M:%S}" for op, at in zip(("$gte", "$lt"), times.values(), strict=True) if at}
+    any_of = {"state": args.state, "tags": args.tag}
+    args.filters = [{"createdAt": bounds}] if bounds else []
+    args.filters += [{name: {"$in": wanted}} for name, wanted in any_of.items() if wanted]
+    times = {name: moment and moment.isoformat() for name, moment in times.items()}
     args.filters_shown = times | {"state": args.state, "tag": args.tag}
     return args
 
