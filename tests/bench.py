@@ -261,6 +261,19 @@ def bench_history_large() -> None:
             show(f"history of {runs:,} runs, {steps:,} rows and {keys} keys each, {fill:.0%} filled", rows)
 
 
+@benchmark
+def bench_history_wide() -> None:
+    """20 runs x 10 rows with 2,000 keys, then with 5,000: time must grow with the keys, not with their square."""
+    rows = []
+    for keys in (2000, 5000):
+        code = f'server.fill("{ENTITY}", "p", 20)'
+        code += f'; server.fill_history("{ENTITY}", "p", rows=10, keys={keys}, prepare=True); {WEATHER}'
+        with serving(code) as tell, tempfile.TemporaryDirectory() as name:
+            command = export_command("--include-history")
+            rows.append(counted(tell, f"export_runs.py --include-history, {keys} keys", command, Path(name)))
+    show("history of 20 runs, 10 rows each", rows)
+
+
 # ---------------------------------------------------------------- analyze_runs.py, against pandas
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from conftest import TOOLS, clean_env, load_script, run_script
-from wandb_server import KEY, WandbServer, sample
+from demo import sample
+from wandb_server import KEY, WandbServer
 
 STATES = ["running", "finished", "crashed", "failed", "killed", "pending", "preempting", "preempted"]
 TEAM = "graph_denoise_team"

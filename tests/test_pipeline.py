@@ -19,7 +19,8 @@ import demo
 import polars as pl
 import pytest
 from conftest import REPO, TOOLS, clean_env, run_script
-from wandb_server import KEY, WandbServer, sample
+from demo import sample
+from wandb_server import KEY, WandbServer
 
 pytestmark = pytest.mark.timeout(240)  # the demo runs within whichever test comes first
 TEAM = "graph_denoise_team"

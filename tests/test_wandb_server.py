@@ -22,8 +22,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import clean_env
+from demo import sample
 from graphql.execution import execute_sync
-from wandb_server import KEY, SCHEMA_WITH_RESOLVERS, LeanExecutor, Request, WandbServer, checked, sample
+from wandb_server import KEY, SCHEMA_WITH_RESOLVERS, LeanExecutor, Request, WandbServer, checked
 
 TEAM, PROJECT = "graph_denoise_team", "spectral_denoising"
 PAGE = """query Page($p: String!, $e: String!, $first: Int, $after: String, $order: String, $filters: JSONString) {
