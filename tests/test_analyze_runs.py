@@ -708,17 +708,78 @@ def test_a_terminal_gets_colour_and_its_own_width(demo):
 # ---------------------------------------------------------------- which files, which runs
 
 
-def test_without_a_file_the_newest_is_read_and_the_others_are_named(call, tmp_path):
-    old = write_runs(tmp_path / "wandb_export" / "lab_old_runs.parquet", [run_row(0, name="old", metric_test_mse=1.0)])
-    new = write_runs(tmp_path / "wandb_export" / "lab_new_runs.parquet", [run_row(1, name="new", metric_test_mse=2.0)])
-    os.utime(old, (1, 1))
-    os.utime(new, (2, 2))
+def exported(path: Path, when: str, rows: list[dict[str, object]]) -> Path:
+    """A runs file whose footer says when it was exported, as export_runs.py writes it."""
+    write_runs(path, rows)
+    about = {"entity": "lab", "project": path.name, "exported_at": when}
+    pl.read_parquet(path).write_parquet(path, metadata={"wandb_tools": json.dumps(about)})
+    return path
+
+
+def test_without_a_file_the_export_made_last_is_read_and_the_others_are_named(call, tmp_path):
+    folder = tmp_path / "wandb_export"
+    old = exported(folder / "lab_old_runs.parquet", "2025-10-01T00:00:00+00:00", [run_row(0, metric_loss=1.0)])
+    new = exported(folder / "lab_new_runs.parquet", "2025-10-02T00:00:00", [run_row(1, metric_loss=2.0)])
+    os.utime(new, (1, 1))  # copied from elsewhere: the time of the file says nothing
+    os.utime(old, (2, 2))
+    (folder / "lab_a_runs.parquet").mkdir()
+    os.mkfifo(folder / "lab_b_runs.parquet")
     ran = call(tmp_path)
-    assert (
-        "Reading wandb_export/lab_new_runs.parquet, the newest of 2; not read:\n  wandb_export/lab_old_runs" in ran.err
-    )
-    assert "new" in ran.out
-    assert "old" not in ran.out
+    assert f"Reading {new.relative_to(tmp_path)}, the newest of 2; not read:\n  {old.relative_to(tmp_path)}" in ran.err
+    assert "run-1" in ran.out
+    assert "run-0" not in ran.out
+
+
+def test_whatever_lies_in_the_folder_it_is_left_out_with_a_word(call, result, demo, tmp_path):
+    folder = tmp_path / "wandb_export"
+    shutil.copytree(demo / "wandb_export", folder)
+    aggregate = pl.read_parquet(folder / "lab_demo_runs.parquet").with_columns(_source_file=pl.lit("x"))
+    aggregate.write_parquet(folder / "aggregated.parquet")
+    pl.DataFrame({"a": [1]}).write_parquet(folder / "mine.parquet")
+    (folder / "empty_runs.parquet").mkdir()
+    os.mkfifo(folder / "fifo_runs.parquet")
+    (folder / "notes.txt").write_text("mine")
+    everything = [str(path.relative_to(tmp_path)) for path in sorted(folder.iterdir())]  # as a shell spells the glob
+    expected = result(tmp_path, folder / "lab_demo_runs.parquet", "-g", "arch", "-m", "val/loss")
+    for inputs, left in ((["wandb_export/*"], 7), (["wandb_export/*.parquet"], 5), (everything, 7)):
+        ran = call(tmp_path, *inputs, "-g", "arch", "-m", "val/loss", "--json")
+        assert ran.code == 0
+        assert json.loads(ran.out) == expected
+        assert f"{left} of {left + 1} files left out, no exports of runs: aggregated.parquet, " in ran.err
+    assert call(tmp_path, "wandb_export/agg*", "-g", "state", "-m", "val/loss").code == 0
+    (folder / "lab_bad_runs.parquet").write_bytes(b"PAR1 and no more")
+    ran = call(tmp_path, "wandb_export/*", "-g", "arch", "-m", "val/loss", "--json")
+    assert json.loads(ran.out) == expected
+    assert ran.code == 1, "a part failed"
+    assert "warning: left out: wandb_export/lab_bad_runs.parquet is no Parquet file that can be read" in ran.err
+    for name, why in (("fifo_runs.parquet", "no regular file"), ("empty_runs.parquet", "a folder without")):
+        ran = call(tmp_path, folder / name)
+        assert ran.code == 2
+        assert f"is {why}" in ran.err
+
+
+def test_a_path_that_exists_is_no_glob(result, tmp_path):
+    for number, name in enumerate(("exp1", "exp[1]")):
+        write_runs(tmp_path / name / "lab_demo_runs.parquet", [run_row(number, name=name, metric_loss=1.0)])
+    for path in ("exp[1]", "exp[1]/*.parquet", "exp[1]/lab_demo_runs.parquet", tmp_path / "exp[1]/*_runs.parquet"):
+        assert [row["name"] for row in result(tmp_path, path)] == ["exp[1]"]
+
+
+def test_single_graph_runs_among_others_are_told(call, tmp_path):
+    rows = [run_row(i, config_data_same_graph_all_splits=i < 2, metric_loss=1.0) for i in range(6)]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    assert "warning: 2 of 6 runs are single_graph, the others distribution" in call(tmp_path, path).err
+    for protocol in ("all", "single_graph", "distribution"):
+        assert "warning" not in call(tmp_path, path, "--protocol", protocol).err
+
+
+@pytest.mark.parametrize("columns", ["null", "[]", '{"metric_test_mse": null}', '"text"', "[" * 10_000])
+def test_metadata_of_any_form_costs_no_more_than_the_keys(call, tmp_path, columns):
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", [run_row(0, metric_test_mse=1.0)])
+    (tmp_path / "lab_demo_metadata.json").write_text(f'{{"columns": {columns}}}')
+    ran = call(tmp_path, path)
+    assert ran.code == 0, ran.err
+    assert "run-0" in ran.out
 
 
 def test_files_folders_and_globs_are_one_table(result, tmp_path):
@@ -774,6 +835,11 @@ def test_raw_exports_get_columns_from_names_and_aggregated_ones_keep_theirs(resu
         (["--state", "all"], 8),
         (["--state", "crashed"], 1),
         (["--state", "Crashed,running"], 2),
+        (["--state", "crashed", "--state", "running"], 2),
+        (["--tag", "paper", "--state", "all"], 4),
+        (["--tag", "paper", "--tag", "none", "--state", "all"], 4),
+        (["--protocol", "all"], 6),
+        (["--where", "created_at >= '2025-10-01T00:04:00' AND created_at < '2025-10-02'"], 3),
         (["--filter", "MLP"], 3),
         (["--filter", "mlp_.*s[12]$"], 1),
         (["--project", "^b$"], 2),
@@ -904,7 +970,9 @@ def test_sql_joins_history(result, demo):
         (["--match", "*"], 2, ["--match '*' is no regular expression"]),
         (["--match", "zzz"], 1, ["no column matches --match 'zzz'"]),
         (["--filter", "zzz"], 1, ["no run matches these filters"]),
-        (["--state", "finnished"], 1, ["no run is finnished: 139 finished, 5 crashed"]),
+        (["--state", "finnished"], 2, ["'finnished' is no state. Name any of running, finished"]),
+        (["--state", "failed,running"], 1, ["no run is failed or running: 139 finished, 5 crashed"]),
+        (["--where", "created_at >= 'soon'"], 2, ["--where \"created_at >= 'soon'\" "]),
         (["--where", "metric_test_mse IS NULL", "-m", "test/mse"], 1, ["no finite value in these 1 runs"]),
         (["--where", "k = 8 AND arch = 'mlp'", "--importance", "-m", "probe"], 2, ["no metric 'probe'"]),
         (["--sql", "SELECT arhc FROM runs"], 2, ["no column 'arhc'", "Did you mean arch"]),
@@ -926,7 +994,7 @@ def test_sql_joins_history(result, demo):
         (["nothing.parquet"], 2, ["no file of runs at nothing.parquet"]),
         (["wandb_export/lab_dmo_runs.parquet"], 2, ["Did you mean", "lab_demo_runs.parquet"]),
         (["wandb_export/lab_demo_history.parquet"], 2, ["is a history file"]),
-        (["wandb_export/*_history.parquet"], 2, ["no file of runs at"]),
+        (["wandb_export/*_history.parquet"], 2, ["is a history file"]),
         (["wandb_export/lab_demo_metadata.json"], 2, ["is no Parquet file that can be read"]),
     ],
 )  # fmt: skip

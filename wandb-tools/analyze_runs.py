@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import glob
 import html
 import importlib.util
 import io
@@ -37,6 +36,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
@@ -307,6 +307,7 @@ class Runs:
     schema: dict[str, pl.DataType]
     keys: dict[str, str]  # column -> its key as W&B spells it
     files: list[Path]
+    damaged: int = 0  # Parquet files that should hold runs and cannot be read
 
 
 @dataclass(frozen=True)
@@ -339,46 +340,68 @@ class Answer:
 
 
 def find_files(inputs: Sequence[str]) -> list[Path]:
-    """The Parquet files of runs that `inputs` (files, folders, globs) name; with none, the newest of `FOLDER`."""
+    """What `inputs` (files, folders, globs) name, each once; with none, of the exports in `FOLDER` the one made last.
+
+    Of a folder the `*_runs.parquet` files. What exists is a path, whatever characters it holds, and no glob.
+    """
     if not inputs:
-        found = sorted(FOLDER.glob("*_runs.parquet"), key=lambda path: path.stat().st_mtime, reverse=True)
+        found = [path for path in FOLDER.glob("*_runs.parquet") if path.is_file()]
         if not found:
             raise Stop(f"no *_runs.parquet in {FOLDER}/. Export runs first (export_runs.py), or name a file.")
+        found.sort(key=exported_at, reverse=True)
         say(f"Reading {found[0]}" + (f", the newest of {len(found)}; not read:" if found[1:] else ""))
         for other in found[1:]:
             say(f"  {other}")
         return found[:1]
     files: list[Path] = []
-    for text in inputs:
-        path = Path(text).expanduser()
-        found = sorted(path.glob("*_runs.parquet")) if path.is_dir() else [path] if path.is_file() else []
-        if not path.exists():
-            # A glob brings the history files along; --curves finds them by itself.
-            matches = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (Path.glob takes no absolute one)
-            found = [match for match in matches if match.is_file() and not match.name.endswith("_history.parquet")]
+    for path in (Path(text).expanduser() for text in inputs):
+        if path.is_dir():
+            found = [file for file in sorted(path.glob("*_runs.parquet")) if file.is_file()] or [path]
+        elif path.exists():
+            found = [path]
+        else:  # what exists of it, `exp[1]/` of `exp[1]/*`, is a path too
+            start = next(parent for parent in path.parents if parent.exists())
+            found = sorted(m for m in start.glob(str(path.relative_to(start))) if not m.name.startswith("."))
         if not found:
-            beside = path if path.is_dir() else path.parent
-            near = nearest(path.name, (file.name for file in beside.glob("*.parquet")))
-            raise Stop(f"no file of runs at {text}.{near} Name *_runs.parquet files, a folder with them, or a glob.")
+            near = nearest(path.name, (file.name for file in path.parent.glob("*.parquet")))
+            raise Stop(f"no file of runs at {path}.{near} Name *_runs.parquet files, a folder with them, or a glob.")
         files += found
     return list(dict.fromkeys(files))
 
 
-def scan(path: Path) -> pl.LazyFrame:
-    """Scan one file of runs, with the columns parsed from names if aggregate_runs.py did not add them already."""
+def exported_at(path: Path) -> float:
+    """When the runs in a file were exported, in seconds: what its footer says, else when the file changed."""
 
+    if not path.is_file():  # a FIFO would never answer
+        return 0.0
+    try:
+        when = datetime.fromisoformat(json.loads(pl.read_parquet_metadata(path)["wandb_tools"])["exported_at"])
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, KeyError, TypeError, ValueError):
+        return path.stat().st_mtime
+
+
+def scan(path: Path) -> pl.LazyFrame:
+    """Scan one file of runs, with the columns parsed from names if aggregate_runs.py did not add them already.
+
+    Raises `Stop` for what is no file of runs; with code 1 if it should be one: a Parquet file that cannot be read.
+    """
+
+    if path.is_dir():
+        raise Stop(f"{path} is a folder without *_runs.parquet. Name *_runs.parquet files, or a folder with them.")
+    if not path.is_file():
+        raise Stop(f"{path} is no regular file.")
     try:
         frame = pl.scan_parquet(path, glob=False)
         schema = frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise Stop(f"{path} is no Parquet file that can be read: {first_line(error)}.") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        what = f"{path} is no Parquet file that can be read: {first_line(error)}."
+        raise Stop(what, 1 if path.suffix == ".parquet" else 2) from None
     if "run_id" in schema and "_step" in schema:
         raise Stop(f"{path} is a history file. Name the file of runs beside it; --curves finds the history.")
     if "name" not in schema:
         raise Stop(f"{path} has no column `name`: it is no file of runs, as export_runs.py writes them.")
-    if "_source_file" not in schema:
-        frame = enrich(frame)
-    return frame
+    return frame if "_source_file" in schema else enrich(frame)
 
 
 def common_type(types: set[pl.DataType]) -> pl.DataType:
@@ -406,22 +429,40 @@ def align(frames: list[pl.LazyFrame]) -> tuple[pl.LazyFrame, dict[str, pl.DataTy
 
 
 def read(files: list[Path]) -> Runs:
-    """Scan `files` as one frame: columns by name, types aligned, a run that stands in several files once.
+    """Scan those of `files` that hold runs as one frame: columns by name, types aligned.
 
-    Where several files hold a run (entity, project, id), the newest file has the say.
+    Where several files hold a run (entity, project, id), the export that was made last has the say. Other files, and
+    aggregates beside raw exports, are left out with a word. Raises `Stop` where no file holds runs.
     """
 
-    if files[1:]:
-        files = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
-    frame, target = align([scan(path) for path in files])
-    if files[1:]:
-        identity = [c for c in ("entity", "project", "id") if c in target]
-        if "id" in identity:
-            total, distinct = frame.select(pl.len(), pl.struct(identity).n_unique().alias("n")).collect().row(0)
-            if distinct < total:
-                say(f"{total - distinct} of {total} runs stand in several files; each counts once.")
-                frame = frame.unique(identity, keep="first", maintain_order=True)
-    return Runs(frame, target, read_keys(files), files)
+    frames: dict[Path, pl.LazyFrame] = {}
+    others: dict[Path, Stop] = {}
+    for path in sorted(files, key=exported_at, reverse=True) if files[1:] else files:
+        try:
+            frames[path] = scan(path)
+        except Stop as stop:
+            others[path] = stop
+    if not frames:
+        raise Stop(str(next(iter(others.values()))))
+    damaged = [stop for stop in others.values() if stop.code == 1]
+    for stop in damaged:
+        say(f"warning: left out: {stop}")
+    aside = [path for path, stop in others.items() if stop.code != 1]
+    aggregates = [path for path in frames if "_source_file" in frames[path].collect_schema()]
+    if len(aggregates) < len(frames):
+        aside += aggregates
+        frames = {path: frame for path, frame in frames.items() if path not in aggregates}
+    if aside:
+        listed = ", ".join(sorted(path.name for path in aside)[:4]) + (", ..." if aside[4:] else "")
+        say(f"{len(aside)} of {len(files)} files left out, no exports of runs: {listed}")
+    frame, target = align(list(frames.values()))
+    identity = [c for c in ("entity", "project", "id") if c in target]
+    if len(frames) > 1 and "id" in identity:
+        total, distinct = collect(frame.select(pl.len(), pl.struct(identity).n_unique().alias("n")), "the files").row(0)
+        if distinct < total:
+            say(f"{total - distinct} of {total} runs stand in several files; each counts once.")
+            frame = frame.unique(identity, keep="first", maintain_order=True)
+    return Runs(frame, target, read_keys(list(frames)), list(frames), len(damaged))
 
 
 def read_keys(files: list[Path]) -> dict[str, str]:
@@ -429,10 +470,11 @@ def read_keys(files: list[Path]) -> dict[str, str]:
     keys: dict[str, str] = {}
     for path in files:
         own = path.with_name(path.name.removesuffix("_runs.parquet") + "_metadata.json")
-        for beside in [own] if own.exists() else sorted(path.parent.glob("*_metadata.json")):
+        for beside in [own] if own.is_file() else sorted(path.parent.glob("*_metadata.json")):
             try:
-                found = json.loads(beside.read_text(encoding="utf-8")).get("columns", {})
-            except (OSError, ValueError, AttributeError) as error:
+                found = json.loads(beside.read_text(encoding="utf-8")).get("columns") or {}
+                found = {column: key for column, key in found.items() if isinstance(key, str)}
+            except (OSError, ValueError, AttributeError, RecursionError) as error:
                 say(f"warning: {beside} cannot be read ({first_line(error)}); keys cannot be named as W&B spells them.")
                 continue
             keys = found | keys
@@ -486,17 +528,17 @@ def resolve_all(words: str, runs: Runs) -> list[str]:
     return list(dict.fromkeys(resolve(word, runs) for word in words.split(",") if word.strip()))
 
 
-def condition(text: str, runs: Runs) -> pl.Expr:
-    """The Polars SQL condition of --where; its columns must exist."""
+def where(text: str, runs: Runs) -> pl.LazyFrame:
+    """The runs that pass the SQL condition of --where; its columns must exist."""
 
     try:
-        expression = pl.sql_expr(text)
+        names = pl.sql_expr(text).meta.root_names()
+        if missing := [name for name in names if name not in runs.schema and name not in ALIASES]:
+            raise unknown(missing[0], runs.schema)
+        # A query, not the expression, because only queries compare dates with text: created_at >= '2025-10-01'.
+        return pl.SQLContext({"runs": aliased(runs, text)}).execute(f"SELECT * FROM runs WHERE ({text})")
     except pl.exceptions.PolarsError as error:
         raise Stop(f"--where {text!r} is no SQL condition: {first_line(error)}.") from None
-    for name in expression.meta.root_names():
-        if name not in runs.schema and name not in ALIASES:
-            raise unknown(name, runs.schema)
-    return expression
 
 
 def aliased(runs: Runs, query: str) -> pl.LazyFrame:
@@ -518,31 +560,39 @@ def matching(option: str, regex: str, column: str) -> pl.Expr:
 
 
 def keep(runs: Runs, args: argparse.Namespace) -> Runs:
-    """The runs that pass --filter, --project, --protocol, --where and --state; says what the state removed."""
+    """The runs that pass --filter, --project, --protocol, --tag, --where and --state; says what the state removed."""
 
-    frame = aliased(runs, args.where or "")
+    frame = where(args.where, runs) if args.where else runs.frame
     if args.filter:
         frame = frame.filter(matching("--filter", args.filter, "name"))
     if args.project:
         frame = frame.filter(matching("--project", args.project, resolve("project", runs)))
-    if args.protocol:
+    if args.protocol not in (None, "all"):
         frame = frame.filter(pl.col(resolve("protocol", runs)) == args.protocol)
-    if args.where:
-        frame = frame.filter(condition(args.where, runs))
-    states = {state.strip().lower() for state in args.state.split(",")}
+    if args.tag:
+        tags = pl.col(resolve("tags", runs))
+        frame = frame.filter(pl.any_horizontal(tags.list.contains(tag) for tag in args.tag))
+    states = args.state or ["finished"]
     state = pl.col("state") if "state" in runs.schema else pl.lit("finished").alias("state")
-    counts = frame.select(state).group_by("state").len().sort("len", "state", descending=[True, False])
-    found = dict(collect(counts, f"--where {args.where!r}" if args.where else "the files").rows())
-    if not found:
-        raise Stop("no run matches these filters. Loosen --filter, --project, --protocol or --where.", 1)
+    single = pl.col("protocol") == "single_graph" if "protocol" in runs.schema else pl.lit(False)
+    counts = frame.group_by(state).agg(pl.len(), single.sum().alias("single"))
+    counts = counts.sort("len", "state", descending=[True, False])
+    found = collect(counts, f"--where {args.where!r}" if args.where else "the files")
+    if found.is_empty():
+        raise Stop("no run matches these filters. Loosen --filter, --project, --protocol, --tag or --where.", 1)
     if "all" not in states:
-        others = {state: n for state, n in found.items() if state not in states}
-        listed = ", ".join(f"{n} {state or 'of unknown state'}" for state, n in others.items())
-        if len(others) == len(found):
-            raise Stop(f"no run is {' or '.join(sorted(states))}: {listed}. --state all takes every run.", 1)
-        if others:
-            say(f"{sum(others.values())} of {sum(found.values())} runs left out: {listed} (--state all keeps them)")
+        others = found.filter(pl.col("state").is_in(states).not_().fill_null(True))
+        listed = ", ".join(f"{n} {state or 'of unknown state'}" for state, n, _ in others.rows())
+        if others.height == found.height:
+            raise Stop(f"no run is {' or '.join(states)}: {listed}. --state all takes every run.", 1)
+        if others.height:
+            say(f"{others['len'].sum()} of {found['len'].sum()} runs left out: {listed} (--state all keeps them)")
+        found = found.filter(pl.col("state").is_in(states))
         frame = frame.filter(state.is_in(states))
+    singles, total = found["single"].sum(), found["len"].sum()
+    if not args.protocol and 0 < singles < total:
+        say(f"warning: {singles} of {total} runs are single_graph, the others distribution, and do not compare with")
+        say("         them. Name one with --protocol, or say --protocol all.")
     return replace(runs, frame=frame)
 
 
@@ -1585,8 +1635,10 @@ def parser() -> argparse.ArgumentParser:
     runs = made.add_argument_group("which runs").add_argument
     runs("-f", "--filter", metavar="REGEX", help="name matches, any case, anywhere in it")
     runs("--project", metavar="REGEX", help="project matches, likewise")
-    runs("--protocol", choices=("distribution", "single_graph"))
-    runs("--state", default="finished", metavar="STATE,..", help="states, or all (default: finished)")
+    runs("--protocol", choices=("distribution", "single_graph", "all"), help="how the data were split (default: all)")
+    states = "states, or all; repeatable (default: finished)"
+    runs("--state", type=parse_states, action="extend", metavar="STATE,..", help=states)
+    runs("--tag", action="append", metavar="TAG", help="has this tag; repeat for any of several")
     runs("--where", metavar="SQL", help="a condition, such as 'k >= 16 AND metric_test_mse < 0.5'")
     metric = made.add_argument_group("which metric").add_argument
     common = "test/mse, test_mse or metric_test_mse (default: the first common test or val metric with values)"
@@ -1719,7 +1771,7 @@ def main() -> int:
         save(answer, args.output)
     if args.plot:
         plot(answer, args.plot)
-    return 0
+    return 1 if runs.damaged else 0
 
 
 if __name__ == "__main__":
