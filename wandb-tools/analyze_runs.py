@@ -293,6 +293,31 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     return (frame if "model_type" in schema else frame.with_columns(model_type=family)).drop("__words")
 
 
+# Where a config says what names say: `k` may be config_k or config_model_k, `lr` also config_learning_rate.
+SECTIONS = "(?:(?:model|optimizer|optim|data|training|trainer|train|hparams|args)_)?"
+SYNONYMS = {"arch": "arch|architecture", "lr": "lr|learning_rate", "wd": "wd|weight_decay"}
+
+
+def partners(columns: Sequence[str]) -> dict[str, str]:
+    """Of `columns`, those that names fill -> the config column that says the same: `k` -> `config_model_k`."""
+    found = {}
+    for column in [c for c in RULES if c in columns and c != "model_type"]:  # which is a family, in words of our own
+        word = column.removesuffix("_parsed")
+        same = re.compile(f"config_{SECTIONS}(?:{SYNONYMS.get(word, word)})")
+        if there := [c for c in columns if same.fullmatch(c)]:
+            found[column] = min(there, key=len)
+    return found
+
+
+def contradicts(column: str, config: str) -> pl.Expr:
+    """Whether a run's name and its config say different things: numbers, or words of which neither holds the other."""
+
+    a, b = (pl.col(c).cast(pl.Float64, strict=False) for c in (column, config))
+    one, two = (pl.col(c).cast(pl.String).str.to_lowercase() for c in (column, config))
+    words = one.str.contains(two, literal=True) | two.str.contains(one, literal=True)
+    return pl.coalesce((a - b).abs() > 1e-6 * b.abs(), ~words).fill_null(False)
+
+
 # --- end run names ---
 
 
