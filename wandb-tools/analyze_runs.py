@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import fnmatch
 import html
 import importlib.util
 import io
@@ -70,13 +71,14 @@ RUN_COLUMNS = frozenset(
     (
         *("id", "name", "entity", "project", "state", "url", "created_at", "heartbeat_at", "tags", "user", "group"),
         *("job_type", "sweep", "notes", "commit", "last_step", "runtime_seconds", "history_rows"),
+        "best_step",  # with --at-best
     )
 )
 
 GRID = 400  # points of a learning curve; more are binned
 
 # Columns of a top list beside the name and the metric, from left to right, as long as there is room.
-CONTEXT = ("arch", "dataset", "k", "lr", "wd", "seed", "project")
+CONTEXT = ("best_step", "arch", "dataset", "k", "lr", "wd", "seed", "project")
 
 ALIASES = {"architecture": "arch"}
 
@@ -587,7 +589,7 @@ def matching(option: str, regex: str, column: str) -> pl.Expr:
 def keep(runs: Runs, args: argparse.Namespace) -> Runs:
     """The runs that pass --filter, --project, --protocol, --tag, --where and --state; says what the state removed."""
 
-    frame = where(args.where, runs) if args.where else runs.frame
+    frame = where(args.where, runs) if args.where and not args.at_best else runs.frame
     if args.filter:
         frame = frame.filter(matching("--filter", args.filter, "name"))
     if args.project:
@@ -625,7 +627,7 @@ def collect(frame: pl.LazyFrame, what: str) -> pl.DataFrame:
     """Collect the frame; an error that says that `what` does not work, such as a file that is damaged inside."""
 
     try:
-        return frame.collect()
+        return frame.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise Stop(f"{what} cannot be evaluated: {first_line(error)}.") from None
 
@@ -697,6 +699,110 @@ def short(column: str) -> str:
 def names(columns: list[str]) -> str:
     """Column names as a heading has them."""
     return ", ".join(map(short, columns))
+
+
+# The value at the best step -------------------------------------------------------------------------------------------
+
+
+def history_files(runs: Runs) -> dict[tuple[str, str], Path]:
+    """(entity, project) -> its `_history.parquet`, beside the runs or in `FOLDER`; `Stop` if no project has one."""
+
+    folders = dict.fromkeys([*(path.parent for path in runs.files), FOLDER])  # an aggregated file may lie elsewhere
+    found: dict[tuple[str, str], Path] = {}
+    for who in take(runs, ["entity", "project"]).unique(maintain_order=True).rows():
+        wanted = [folder / "{}_{}_history.parquet".format(*who) for folder in folders]
+        if path := next(filter(Path.exists, wanted), None):
+            found[who] = path
+    if not found:
+        raise Stop(f"there is no {wanted[0]}. Export it with export_runs.py --include-history.")
+    return found
+
+
+def history_metrics(path: Path, runs: Runs) -> dict[str, str]:
+    """The keys of a history file that are metrics -> the columns that its project's metadata, or their names, say."""
+
+    beside = read_keys([path.with_name(path.name.replace("_history.parquet", "_runs.parquet"))])
+    own = {key: column for column, key in beside.items() if column.startswith("metric_")}
+    types = pl.scan_parquet(path, glob=False).collect_schema()
+    found: dict[str, str] = {}
+    for key in sorted(types, key=lambda key: (key not in own, column_name(key) != key, key)):
+        spelled = own.get(key, f"metric_{column_name(key)}")
+        column = next(c for c in (spelled, *(f"{spelled}__{n}" for n in range(2, 9999))) if c not in found.values())
+        # Text is a metric where some runs hold it as a number.
+        number_too = types[key].is_numeric() or (column in runs.schema and not types[key].is_nested())
+        if number_too and not key.startswith("_") and key not in ("run_id", "run_name", "entity", "project"):
+            found[key] = column
+    return found
+
+
+def at_best(runs: Runs, word: str, highest: bool) -> Runs:
+    """The runs with every metric as it was at the step where the run's own `word` was best, and that `best_step`.
+
+    The best step (Int64) is the first one with the lowest (`highest`: highest) finite value of the key. A `metric_*`
+    column then holds what was logged at that step, else the last finite value before it, else null. Two kinds keep the
+    value of the summary, and are true in `{column} kept`: metrics that the project's history lacks, and what a run
+    logged just once, not before its last `word`: a test after training. Runs without a finite `word` are left out.
+    The history is scanned for the key at once, for other keys when a question reads their columns; both streaming.
+    Raises `Stop` where there is no history, or no run with the key in it.
+    """
+
+    ids, found, pieces, keys = take(runs, ["entity", "project", "id"]), 0, [], {}
+    for (entity, project), path in history_files(runs).items():
+        metrics = history_metrics(path, runs)
+        keys |= {column: key for key, column in metrics.items()}
+        columns = {word, f"metric_{column_name(word)}"} & set(metrics.values())
+        chosen = metrics[word] if word in metrics else next(iter(columns), None)
+        if chosen is None:
+            continue
+        numbers = {column: pl.col(key).cast(pl.Float64, strict=False) for key, column in metrics.items()}
+        history = pl.scan_parquet(path, glob=False).select("run_id", "_step", **numbers)
+        step, y = pl.col("_step"), pl.col(chosen)
+        mine = ids.lazy().filter(entity=entity, project=project)
+        points = history.filter(y.is_finite()).join(mine, left_on="run_id", right_on="id", how="semi")
+        # One after the other, for a join of the points with themselves would hold them all.
+        ends = collect(points.group_by("run_id").agg(_y=y.max() if highest else y.min(), _end=step.max()), str(path))
+        points = points.join(ends.lazy(), on="run_id").filter(y == pl.col("_y"))
+        best = collect(points.group_by("run_id").agg(pl.min("_end"), best_step=step.min()), str(path))
+        found += best.height
+
+        at = [pl.min("best_step")]
+        for column in numbers:
+            value, this = pl.col(column), pl.col("best_step")
+            usable = ((step < this) & value.is_finite()) | ((step == this) & value.is_not_null())
+            there = value.max_by(pl.when(usable).then(step))
+            end = pl.when(value.is_not_null()).then(step).max()
+            once = there.is_null() & (value.count() == 1) & (end >= pl.min("_end"))
+            at += [pl.when(once).then(value.max()).otherwise(there).alias(column), once.alias(f"{column} kept")]
+        values = history.join(best.lazy(), on="run_id").group_by("run_id").agg(at)
+        summary = runs.frame.filter(entity=entity, project=project).drop(*numbers, "best_step", strict=False)
+        others = [c for c in runs.schema if c.startswith("metric_") and c not in numbers]
+        summary = summary.with_columns(pl.col(c).is_not_null().alias(f"{c} kept") for c in others)
+        pieces.append(summary.join(values, left_on="id", right_on="run_id", maintain_order="left"))
+    order = "highest" if highest else "lowest"
+    if not pieces:
+        raise Stop(f"there is no {word!r} in the history.{nearest(word, keys.values())}")
+    if not found:
+        raise Stop(f"no run has a finite {word} in the history. Choose another key for --at-best.", 1)
+    lacking = f"; {ids.height - found} of {ids.height} runs have none in the history: left out"
+    say(f"Metrics at the step of each run's {order} {word}{lacking if found < ids.height else ''}")
+    if "test" in word.lower():
+        say(f"warning: {word} looks like a test metric: a step chosen by it makes what is reported optimistic. Choose")
+        say("         it by a validation metric.")
+    frame, schema = align(pieces)
+    schema = {column: dtype for column, dtype in schema.items() if not column.endswith(" kept")}
+    return replace(runs, frame=frame, schema=schema, keys=runs.keys | keys)
+
+
+def say_kept(runs: Runs, metrics: Iterable[str]) -> None:
+    """With --at-best, say in how many runs the `metrics` of a question are still those of the summary."""
+
+    if "best_step" in runs.schema:
+        there = runs.frame.collect_schema()
+        flags = {metric: pl.col(f"{metric} kept").sum() for metric in metrics if f"{metric} kept" in there}
+        counts = collect(runs.frame.select(pl.len().alias("runs"), **flags), "the history").row(0, named=True)
+        for metric in filter(counts.get, flags):
+            of = f"{counts[metric]} of {counts['runs']} runs"
+            say(f"{metric}: logged after training only, or in no history, in {of}; there the summary's value stands")
 
 
 # Top runs -------------------------------------------------------------------------------------------------------------
@@ -1086,13 +1192,13 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
 def sql(runs: Runs, query: str) -> Answer:
     """The result of a Polars SQL query over `runs` and, if there are history files beside them, `history`."""
 
-    tables = {"runs": aliased(runs, query)}
+    tables = {"runs": aliased(replace(runs, frame=runs.frame.select(list(runs.schema))), query)}
     columns = list(runs.schema)
     if re.search(r"\bhistory\b", query, re.I):
         tables["history"] = history(runs)
         columns += tables["history"].collect_schema().names()
     try:
-        result = pl.SQLContext(tables).execute(query, eager=True)
+        result = pl.SQLContext(tables).execute(query).collect(engine="streaming")
     except pl.exceptions.ColumnNotFoundError as error:
         name = re.search(r'"([^"]+)"', str(error))
         raise unknown(name[1] if name else query, columns) from None
@@ -1158,14 +1264,7 @@ def schema(runs: Runs, match: str | None) -> Answer:
 def history(runs: Runs) -> pl.LazyFrame:
     """The history of these runs, one row per logged step, from the `_history.parquet` files beside them."""
 
-    who = take(runs, ["entity", "project"]).unique(maintain_order=True)
-    folders = dict.fromkeys([*(path.parent for path in runs.files), FOLDER])  # an aggregated file may lie elsewhere
-    wanted = [folder / f"{entity}_{project}_history.parquet" for folder in folders for entity, project in who.rows()]
-    files = [path for path in wanted if path.exists()]
-    if not files:
-        raise Stop(f"there is no {wanted[0]}. Export it with export_runs.py --include-history.")
-    frames = [pl.scan_parquet(path, glob=False) for path in files]
-    return align(frames)[0]
+    return align([pl.scan_parquet(path, glob=False) for path in history_files(runs).values()])[0]
 
 
 def resolve_key(word: str, columns: list[str]) -> str:
@@ -1178,8 +1277,32 @@ def resolve_key(word: str, columns: list[str]) -> str:
     raise Stop(f"there is no {word!r} in the history.{nearest(word, columns)}")
 
 
-def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer:
+def declared_step(runs: Runs, key: str) -> str | None:
+    """The step metric that the runs declared for `key` with `define_metric`, that of most of them; None without one.
+
+    The client keeps the definitions in the config, `_wandb.m`: a list of its MetricRecord messages by field number: 1
+    the name, 2 or a glob, 5 the step metric's place in the list, from 1.
+    """
+
+    if "_config_json" not in runs.schema:
+        return None
+    texts = take(runs, ["_config_json"]).select(pl.col("_config_json").str.json_path_match("$._wandb.m")).to_series()
+    declared: dict[str, int] = {}
+    for text, count in texts.drop_nulls().value_counts(sort=True).rows():
+        records = [record if isinstance(record, dict) else {} for record in json.loads(text)]
+        by_place = {place: record.get("1") for place, record in enumerate(records, 1)}
+        exact = [record for record in records if record.get("1") == key]
+        globs = [record for record in records if fnmatch.fnmatchcase(key, record.get("2") or "")]
+        steps = [by_place.get(record.get("5")) for record in exact + globs]
+        if (step := next(filter(None, steps), None)) not in (None, key):
+            declared[step] = declared.get(step, 0) + count
+    return max(declared, key=declared.__getitem__, default=None)
+
+
+def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) -> Answer:
     """Mean and std over runs of a logged key along `x`, one line per group of `by`.
+
+    Without `x` it is the step metric that the runs declared for the key, which is said, else `_step`.
 
     Every run is smoothed by itself first, as W&B does: an exponential moving average with weight `smooth` on the past,
     divided by the weights so far (debiased), over the logged points in the order of `x`. Text, NaN and
@@ -1189,7 +1312,11 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
 
     frame = history(runs)
     there = frame.collect_schema()
-    y, x = resolve_key(key, there.names()), resolve_key(x, there.names())
+    y = resolve_key(key, there.names())
+    declared = declared_step(runs, y) if x is None else None
+    if declared in there:
+        say(f"Along {declared}, the step metric that the runs declared for {y} (--x chooses another)")
+    x = resolve_key(x or (declared if declared in there else "_step"), there.names())
     who = take(runs, ["entity", "project", "id", *by]).rename({"id": "run_id"})
     lines = frame.select("entity", "project", "run_id", _x=pl.col(x), _y=pl.col(y)).drop_nulls()
     lines = lines.join(who.lazy(), on=["entity", "project", "run_id"], how="inner")
@@ -1683,11 +1810,13 @@ def parser() -> argparse.ArgumentParser:
     ask("--best-by", metavar="METRIC[:max]", help=best_by)
     ask("--over", metavar="A,B,..", help="what --best-by averages over (default: seeds, and what is unique per run)")
     ask("--importance", action="store_true", help="how strongly each varying hyperparameter goes with the metric")
+    best = "metrics as they were at the step where each run's KEY was best, from the history (early stopping)"
+    metric("--at-best", metavar="KEY[:max]", help=best)
     ask("--sql", metavar="QUERY", help="Polars SQL over the tables runs and history")
     ask("--schema", action="store_true", help="the columns: kind, type, share of nulls, values, W&B key")
     ask("--match", metavar="REGEX", help="of --schema, the columns that match")
     ask("--curves", metavar="KEY", help="mean ± std of a logged key over the runs of each --group-by")
-    ask("--x", metavar="KEY", help="what --curves aligns by (default: _step)")
+    ask("--x", metavar="KEY", help="what --curves aligns by (default: the declared step metric, else _step)")
     ask("--smooth", type=weight, default=0.0, metavar="W", help="smooth --curves as W&B does, 0 <= W < 1")
     out = made.add_argument_group("where to").add_argument
     out("-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown: {' '.join(SAVED)}")
@@ -1720,6 +1849,7 @@ def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
         ("--over", args.over, "--best-by", args.best_by),
         ("--x", args.x, "--curves", args.curves),
         ("--smooth", args.smooth, "--curves", args.curves),
+        ("--at-best", args.at_best, "questions about runs; --curves shows every step", not args.curves),
         ("--metrics", args.metrics, "--top or --group-by", not asked or asked == ["--group-by"]),
         ("--rows and --cols", args.rows or args.cols, "--pivot, or --best-by without --group-by", not args.group_by),
         ("--top", args.top, "a list", asked not in (["--pivot"], ["--curves"], ["--schema"])),
@@ -1734,6 +1864,12 @@ def highest_wins(select: str, descending: bool) -> bool:
     return bool(SCORE.search(select.lower())) or (descending and not loss)
 
 
+def directed(text: str, descending: bool) -> tuple[str, bool]:
+    """`KEY` or `KEY:min|max` -> the key, and whether its highest value is the best."""
+    key, direction = text.rsplit(":", 1) if text.endswith((":min", ":max")) else (text, "")
+    return key, direction == "max" or (not direction and highest_wins(column_name(key), descending))
+
+
 def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
     """The answer to the question that the options ask."""
     if args.schema or args.match:
@@ -1742,24 +1878,24 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
         return sql(runs, args.sql)
     by = resolve_all(args.group_by or "", runs)
     if args.curves:
-        return curves(runs, args.curves, by, args.x or "_step", args.smooth)
+        return curves(runs, args.curves, by, args.x, args.smooth)
     metrics = [resolve_metric(m, runs) for m in [args.metric or "", *(args.metrics or "").split(",")] if m.strip()]
     metrics = list(dict.fromkeys(metrics)) or [default_metric(runs)]
     hint_direction(metrics[0], args.descending)
+    say_kept(runs, metrics)
     if args.importance:
         return importance(runs, metrics[0], args.descending)
     if by and not args.best_by:
         return group(runs, by, metrics, args.descending)
     if not (args.pivot or args.rows or args.cols or args.best_by):
-        return top(runs, metrics, args.top or 10, args.descending)
+        shown = [resolve_metric(directed(args.at_best, args.descending)[0], runs)] if args.at_best else []
+        return top(runs, list(dict.fromkeys([*metrics, *shown])), args.top or 10, args.descending)
     rows, cols = resolve_all(args.rows or "arch", runs), resolve_all(args.cols or "dataset", runs)
     if not args.best_by:
         return pivot(runs, rows, cols, metrics[0], args.descending)
-    word, _, direction = args.best_by.rpartition(":")
-    if direction not in ("min", "max"):
-        word, direction = args.best_by, ""
+    word, highest = directed(args.best_by, args.descending)
     select = resolve_metric(word, runs)
-    highest = direction == "max" if direction else highest_wins(select, args.descending)
+    say_kept(runs, {select} - set(metrics))
     over = None
     if args.over:
         words = [word.strip() for word in args.over.split(",") if word.strip()]
@@ -1781,7 +1917,12 @@ def main() -> int:
     runs = read(find_files(args.input))
     if args.output and args.output.resolve() in [path.resolve() for path in runs.files]:
         raise Stop(f"{args.output} is read from, and would be overwritten. Choose another -o.")
-    answer = answer_to(args, keep(runs, args))
+    runs = keep(runs, args)
+    if args.at_best:
+        runs = at_best(runs, *directed(args.at_best, args.descending))
+        if args.where:  # of what the question sees
+            runs = replace(runs, frame=where(args.where, runs))
+    answer = answer_to(args, runs)
     if args.top and answer.frame.height > args.top:
         answer = replace(
             answer,
