@@ -24,13 +24,16 @@ Reads what export_runs.py or aggregate_runs.py wrote; needs neither of them, nor
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import difflib
 import fnmatch
+import hashlib
 import html
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -76,6 +79,8 @@ RUN_COLUMNS = frozenset(
     )
 )
 
+TOP = 10  # runs that are shown without --top
+ROWS = 100  # rows of a query's result that are shown without --top
 GRID = 400  # points of a learning curve; more are binned
 
 # Columns of a top list beside the name and the metric, from left to right, as long as there is room.
@@ -371,7 +376,7 @@ class Answer:
     frame: pl.DataFrame
     columns: list[Column]
     notes: list[str] = field(default_factory=list)  # results in words: printed below the table
-    rows: list[int] | None = None  # of a long frame, the rows that are printed
+    rows: int | list[int] | None = None  # of a long frame, the rows that are printed: the first ones, or these
     draw: Callable[[], alt.TopLevelMixin] | None = None
 
 
@@ -446,7 +451,7 @@ def scan(path: Path) -> pl.LazyFrame:
 def common_type(types: set[pl.DataType]) -> pl.DataType:
     """The type that keeps every value of columns of `types`: theirs if equal, Float64 for numbers, else String."""
 
-    types = types - {pl.Null()}
+    types = {dtype for dtype in types if dtype not in (pl.Null, pl.List(pl.Null))} or types
     if len(types) <= 1:
         return next(iter(types), pl.Null())
     return pl.Float64() if all(t.is_numeric() for t in types) else pl.String()
@@ -820,20 +825,29 @@ def say_kept(runs: Runs, metrics: Iterable[str]) -> None:
 # Top runs -------------------------------------------------------------------------------------------------------------
 
 
-def top(runs: Runs, metrics: list[str], n: int, descending: bool) -> Answer:
-    """The `n` best runs by `metrics[0]`: name, metrics, what is known of the configuration, id and url."""
+def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: bool = False) -> Answer:
+    """The best runs by `metrics[0]`: rank (`#`), name, metrics, what is known of the configuration, id and url.
+
+    All of them are in the frame, and ten shown, or `n` in both. With `whole` the frame has every column, and without
+    `n` also the runs that have no finite value: last, without a rank.
+    """
 
     metric = metrics[0]
     known = [known_as for word in CONTEXT if (known_as := find(word, runs))]
     address = [column for column in ("id", "url") if column in runs.schema]
-    points = take(runs, ["name", *metrics, *known, *address])
+    columns = list(dict.fromkeys(["name", *metrics, *known, *address, *(runs.schema if whole else ())]))
+    points = collect(runs.frame.select(columns), ", ".join(map(str, runs.files)))
     say_unusable(points, [metric])
-    frame = points.with_columns(finite(metric)).filter(pl.col(metric).is_not_null())
-    frame = frame.sort(metric, descending=descending, maintain_order=True).head(n).with_row_index("#", offset=1)
-    known = [c for c in known if frame[c].null_count() < frame.height and (c != "project" or points[c].n_unique() > 1)]
-    frame = frame.select("#", "name", *metrics, *known, *address)
+    frame = points.sort(finite(metric), descending=descending, nulls_last=True, maintain_order=True)
+    ranked = points.select(finite(metric).count()).item()
+    rank = pl.int_range(1, pl.len() + 1)
+    frame = frame.select(pl.when(rank <= ranked).then(rank).alias("#"), *columns)
+    frame = frame.head(min(n, ranked) if n else frame.height if whole else ranked)
+    shown = frame.head(min(n or TOP, ranked))
+    known = [c for c in known if shown[c].null_count() < shown.height and (c != "project" or points[c].n_unique() > 1)]
+    order = "highest" if descending else "lowest"
     return Answer(
-        f"Top {frame.height} of {points.height} runs by {metric} ({'highest' if descending else 'lowest'} first)",
+        f"Top {shown.height} of {points.height} runs by {metric} ({order} first)",
         frame,
         [
             Column("#", "#", key=True),
@@ -841,7 +855,8 @@ def top(runs: Runs, metrics: list[str], n: int, descending: bool) -> Answer:
             Column(short(metric), metric, best="max" if descending else "min", key=True),
             *(Column(short(column), column) for column in [*metrics[1:], *known]),
         ],
-        draw=lambda: draw_top(frame, metric),
+        rows=shown.height,
+        draw=lambda: draw_top(shown, metric),
     )
 
 
@@ -1216,7 +1231,8 @@ def sql(runs: Runs, query: str) -> Answer:
         raise unknown(name[1] if name else query, columns) from None
     except pl.exceptions.PolarsError as error:
         raise Stop(f"--sql: {first_line(error)}. Tables are runs and history; --schema lists the columns.") from None
-    return Answer(f"{result.height} rows", result, [Column(c, c, key=i == 0) for i, c in enumerate(result.columns)])
+    columns = [Column(c, c, key=i == 0) for i, c in enumerate(result.columns)]
+    return Answer(f"{result.height} rows", result, columns, rows=min(ROWS, result.height))
 
 
 def kind(column: str) -> str:
@@ -1393,31 +1409,41 @@ def number(value: object) -> str:
         if 1e4 <= abs(value) < 1e6:
             return f"{value:.0f}"
         return f"{value:.4g}"
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(value))
+    return plain(value)
 
 
-def cells(answer: Answer, column: Column) -> tuple[list[str], list[bool]]:
-    """The texts of a shown column, and which of them are its best."""
-    values = answer.frame[column.value].to_list()
-    texts = [number(value) for value in values]
+def with_error(value: float, std: float) -> str:
+    """`value ± std`, both rounded to the std's two significant digits, trailing zeros kept: `0.0156 ± 0.0015`."""
+    if not math.isfinite(std) or std <= abs(value) * 1e-12:  # no spread but that of rounding
+        return f"{number(value)} ± {number(std) if std > 1 else 0}"
+    size = math.floor(math.log10(max(abs(value), std)))
+    power = 0 if -5 <= size < 6 else size
+    value, std = value / 10.0**power, std / 10.0**power
+    digits = 1 - int(f"{std:.1e}".partition("e")[2])
+    mean, spread = (f"{round(part, digits) + 0.0:.{max(digits, 0)}f}" for part in (value, std))
+    return f"({mean} ± {spread})e{power:+03d}" if power else f"{mean} ± {spread}"
+
+
+def cells(answer: Answer, column: Column, rows: list[int] | None = None) -> tuple[list[str], list[bool]]:
+    """The texts of a shown column, in all rows or in these, and which of them are the best of all rows."""
+
+    best = pl.lit(False)
+    if column.best:
+        value = finite(column.value)
+        best = value == (value.max() if column.best == "max" else value.min()).over(column.within or pl.lit(0))
+    frame = answer.frame.with_columns(_best=best.fill_null(False))
+    frame = frame if rows is None else frame[rows]
+    texts = [number(value) for value in frame[column.value]]
     if column.to:
-        ends = zip(texts, answer.frame[column.to], strict=True)
+        ends = zip(texts, frame[column.to], strict=True)
         texts = ["-" if low == "-" else f"[{low}, {number(high)}]" for low, high in ends]
     if column.std:
-        stds = zip(texts, answer.frame[column.std], strict=True)
-        texts = [text if std is None else f"{text} ± {number(std)}" for text, std in stds]
+        parts = zip(texts, frame[column.value], frame[column.std], strict=True)
+        texts = [text if std is None else with_error(value, std) for text, value, std in parts]
     if column.n:
-        counts = zip(texts, answer.frame[column.n], strict=True)
+        counts = zip(texts, frame[column.n], strict=True)
         texts = [text if n is None else f"{text} (n={n})" for text, n in counts]
-    if not column.best:
-        return texts, [False] * len(values)
-    groups = answer.frame.select(column.within).rows() if column.within else [()] * len(values)
-    first = {"min": min, "max": max}[column.best]
-    best: dict[tuple, object] = {}
-    for of, value in zip(groups, values, strict=True):
-        if value is not None:
-            best[of] = first(best.get(of, value), value)
-    return texts, [value is not None and value == best[of] for of, value in zip(groups, values, strict=True)]
+    return texts, frame["_best"].to_list()
 
 
 def cut(text: str, width: int) -> str:
@@ -1431,27 +1457,35 @@ def cut(text: str, width: int) -> str:
 
 
 def fit(answer: Answer, texts: dict[Column, list[str]], width: int) -> tuple[dict[Column, list[str]], list[str]]:
-    """The columns that `width` characters have room for, with their texts, and notes on what was cut or left out."""
+    """The columns that `width` characters have room for, with their texts, and notes on what was cut or left out.
+
+    Which row it is, the first column with a best, and its interval are the last to go; words are cut before.
+    """
     from rich.cells import cell_len
 
     widths = {c: max(map(cell_len, [number(c.title), *texts[c]])) + GAP for c in answer.columns}
-    shown = {c: texts[c] for c in answer.columns if c.key}
-    notes = []
-    for column in sorted(shown, key=lambda c: -widths[c]):
-        over = sum(widths[c] for c in shown) - width
-        if over > 0 and left_aligned(answer, column):
-            widths[column] = max(20 + GAP, widths[column] - over)
-            shown[column] = [cut(text, widths[column] - GAP) for text in texts[column]]
-            notes.append(f"Long texts in {column.title!r} are cut where … stands. {MORE_ROOM}")
-    others = [c for c in answer.columns if not c.key]
-    while others and sum(widths[c] for c in shown) + widths[others[0]] <= width:
-        shown[others[0]] = texts[others[0]]
-        others.pop(0)
+    metric = next((c for c in answer.columns if c.best), None)
+    shown = [c for c in answer.columns if c.key or c is metric]
+    words = [c for c in shown if left_aligned(answer, c)]
+    full = dict(widths)
+
+    def over() -> int:
+        return sum(widths[c] for c in shown) - GAP - width
+
+    while over() > 0 and words and (widest := max(words, key=widths.__getitem__)) and widths[widest] > 8 + GAP:
+        widths[widest] -= 1
+    shown = [c for c in shown if not (c.to and over() > 0)]
+    notes = [
+        f"Long texts in {number(c.title)!r} are cut where … stands. {MORE_ROOM}" for c in words if widths[c] < full[c]
+    ]
+    others = [c for c in answer.columns if c not in shown]
+    while others and over() + widths[others[0]] <= 0:
+        shown.append(others.pop(0))
     if others:
         listed = ", ".join(number(c.title) for c in others[:8]) + (", ..." if others[8:] else "")
         do = "1 more column does" if len(others) == 1 else f"{len(others)} more columns do"
         notes.append(f"{do} not fit in {width} characters: {listed}. {MORE_ROOM}")
-    return {c: shown[c] for c in answer.columns if c in shown}, notes
+    return {c: [cut(text, widths[c] - GAP) for text in texts[c]] for c in answer.columns if c in shown}, notes
 
 
 def colourful() -> bool:
@@ -1464,38 +1498,42 @@ def colourful() -> bool:
 def print_answer(answer: Answer) -> None:
     """Print title, table and notes to stdout, as wide as the terminal; what does not fit is named, never squeezed.
 
-    Of rich only the widths of characters are used: its console takes longer to import than most questions to answer.
+    A pipe gets every column at full width, unless COLUMNS says how wide it is. Of rich only the widths of characters
+    are used: its console takes longer to import than most questions to answer.
     """
     from rich.cells import cell_len
 
-    width = shutil.get_terminal_size().columns
-    rows = range(answer.frame.height) if answer.rows is None else answer.rows
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10**6
+    height = answer.frame.height
+    rows = answer.rows if isinstance(answer.rows, list) else list(range(height if answer.rows is None else answer.rows))
     texts, best = {}, {}
     for column in answer.columns:
-        made, marks = cells(answer, column)
+        made, best[column] = cells(answer, column, rows)
         # Colour would be lost in a pipe. The column that orders the rows needs no mark: its best stands on top.
-        texts[column] = [f"* {made[i]}" if marks[i] and not column.key else made[i] for i in rows]
-        best[column] = [marks[i] for i in rows]
+        marked = bool(column.within) or not column.key
+        texts[column] = [
+            f"* {text}" if star and marked else text for text, star in zip(made, best[column], strict=True)
+        ]
     shown, notes = fit(answer, texts, width)
-    if answer.rows is not None:
-        notes.append(f"{len(answer.rows)} of {answer.frame.height} rows shown; -o FILE has all.")
-    bold, green, plain = ("\x1b[1m", "\x1b[1;32m", "\x1b[0m") if colourful() else ("", "", "")
+    if len(rows) < height:
+        notes.append(f"{len(rows)} of {height} rows shown; -o FILE has all.")
+    bold, green, normal = ("\x1b[1m", "\x1b[1;32m", "\x1b[0m") if colourful() else ("", "", "")
     widths = {column: max(map(cell_len, [number(column.title), *values])) for column, values in shown.items()}
 
     def padded(column: Column, text: str, style: str) -> str:
         space = " " * (widths[column] - cell_len(text))
-        text = f"{style}{text}{plain}" if style else text
+        text = f"{style}{text}{normal}" if style else text
         return text + space if left_aligned(answer, column) else space + text
 
     def line(parts: Iterable[str]) -> str:
         return (" " * GAP).join(parts).rstrip()
 
-    print(f"{bold}{textwrap.fill(answer.title, width)}{plain}")
+    print(f"{bold}{textwrap.fill(plain(answer.title), width)}{normal}")
     print(line(padded(column, number(column.title), bold) for column in shown))
     print("─" * (sum(widths.values()) + GAP * (len(widths) - 1)))
     for i in range(len(rows)):
         print(line(padded(c, values[i], green if best[c][i] else "") for c, values in shown.items()))
-    for note in [*answer.notes, *notes]:
+    for note in map(plain, [*answer.notes, *notes]):
         print(
             textwrap.fill(note, width, subsequent_indent="    " if note.startswith(" ") else "", break_on_hyphens=False)
         )
@@ -1518,8 +1556,12 @@ def typeset(answer: Answer, escape: Callable[[str], str], bold: str) -> tuple[li
 
 
 def as_markdown(answer: Answer) -> str:
-    """The shown table for a README; the best in bold."""
-    head, rows = typeset(answer, lambda text: re.sub(r"([\\|_*<`])", r"\\\1", text), "**%**")
+    """The shown table for a README; the best in bold. Texts stay texts: no link, image, markup or formula."""
+
+    def escape(text: str) -> str:
+        return re.sub(r"([\\|_*<>`\[\]~&$]|:(?=//)|(?<=www)\.)", r"\\\1", text)
+
+    head, rows = typeset(answer, escape, "**%**")
     rule = [":--" if left_aligned(answer, column) else "--:" for column in answer.columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, rule, *rows])
 
@@ -1533,42 +1575,71 @@ def as_latex(answer: Answer) -> str:
 
     def escape(text: str) -> str:
         text = "--" if text == "-" else "".join(LATEX.get(character, character) for character in text)
-        return re.sub(r"(?<![\w.])(-?[\d.]+)e([+-]?)0*(\d+)(?!\w)", power, text)
+        return re.sub(r"(?<![\w.])(-?[\d.]+|\([-\d. $\\pm]+\))e([+-]?)0*(\d+)(?!\w)", power, text)
 
     def power(match: re.Match[str]) -> str:
-        return f"${match[1]} \\times 10^{{{match[2].replace('+', '')}{match[3]}}}$"
+        return f"${match[1].replace('$', '')} \\times 10^{{{match[2].replace('+', '')}{match[3]}}}$"
 
     head, rows = typeset(answer, escape, r"\textbf{%}")
     align = "".join("l" if left_aligned(answer, column) else "r" for column in answer.columns)
-    body = "".join(" & ".join(row) + " \\\\\n" for row in rows)
+
+    def line(row: Sequence[str]) -> str:
+        text = " & ".join(row) + " \\\\\n"
+        return "{}" + text if text[0] in "[*" else text  # or it would be the argument of the \\ or \midrule before it
+
     return (
         f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{align}}}\n\\toprule\n"
-        f"{' & '.join(head)} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+        f"{line(head)}\\midrule\n{''.join(map(line, rows))}\\bottomrule\n\\end{{tabular}}\n"
     )
+
+
+STYLE = """body { font: 14px system-ui, sans-serif; margin: 2em } table { border-collapse: collapse }
+th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid } .number { text-align: right }
+"""
+
+
+def page(title: str, body: str, script: str = "") -> str:
+    """A page that loads nothing and runs nothing but `script`: the policy that it carries names its parts by hash."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src-elem {digest(STYLE)}"
+    if script:
+        policy += f"; style-src-attr 'unsafe-inline'; img-src data:; script-src {digest(script)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{html.escape(plain(title))}</title>\n'
+        f"<style>{STYLE}</style>\n{body}" + (f"<script>{script}</script>\n" if script else "") + "</html>\n"
+    )
+
+
+def html_table(answer: Answer) -> str:
+    """Title, shown table and notes as a part of a page; the best in bold."""
+    head, rows = typeset(answer, html.escape, "<b>%</b>")
+    kinds = ["" if left_aligned(answer, column) else " class=number" for column in answer.columns]
+
+    def line(tag: str, texts: Iterable[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}{kind}>{text}" for kind, text in zip(kinds, texts, strict=True)) + "\n"
+
+    notes = "".join(f"<p>{html.escape(plain(note))}</p>\n" for note in answer.notes)
+    body = "".join(line("td", row) for row in rows)
+    title = html.escape(plain(answer.title))
+    return f"<h3>{title}</h3>\n<table>\n<thead>{line('th', head)}</thead>\n<tbody>\n{body}</tbody></table>\n{notes}"
 
 
 def as_html(answer: Answer) -> str:
-    """The shown table as a page of its own; the best in bold."""
-    head, rows = typeset(answer, html.escape, "<b>%</b>")
-    right = [i for i, column in enumerate(answer.columns, 1) if not left_aligned(answer, column)]
-    numbers = ",".join(f"tr>:nth-child({i})" for i in right) or "none"
-    title = html.escape(answer.title)
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n<style>\n'
-        "body { font: 14px system-ui, sans-serif; margin: 2em } table { border-collapse: collapse }\n"
-        f"th, td {{ padding: .3em .8em; text-align: left; border-bottom: 1px solid }} {numbers} {{ text-align: right }}"
-        f"\n</style>\n<h3>{title}</h3>\n<table>\n<thead><tr><th>{'<th>'.join(head)}</thead>\n<tbody>\n"
-        + "".join(f"<tr><td>{'<td>'.join(row)}\n" for row in rows)
-        + f"</tbody></table>\n{''.join(f'<p>{html.escape(note)}</p>' for note in answer.notes)}</html>\n"
-    )
+    """The shown table as a page of its own."""
+    return page(answer.title, html_table(answer))
 
 
-def write(path: Path, content: Callable[[Path], object]) -> None:
-    """Let `content` write a file beside `path`, then put it in its place: never a half-written file."""
+def write(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, then put it in its place: never a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        content(beside)
+        with beside.open("xb") as file:  # never through a link that somebody laid there
+            file.write(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -1583,12 +1654,14 @@ DRAWN = (".html", ".png", ".svg", ".pdf")
 def save(answer: Answer, path: Path) -> None:
     """Save by suffix: data at full precision (.csv, .parquet, .json), or the shown table (.md, .tex, .html)."""
     suffix = path.suffix.lower()
+    buffer = io.BytesIO()
     if suffix in TYPESET:
-        write(path, lambda beside: beside.write_text(TYPESET[suffix](answer), encoding="utf-8"))
+        buffer.write(TYPESET[suffix](answer).encode())
     elif suffix == ".csv":
-        write(path, unnested(answer.frame).write_csv)
+        unnested(answer.frame).write_csv(buffer)
     else:
-        write(path, answer.frame.write_json if suffix == ".json" else answer.frame.write_parquet)
+        (answer.frame.write_json if suffix == ".json" else answer.frame.write_parquet)(buffer)
+    write(path, buffer.getvalue())
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -1740,7 +1813,9 @@ def plot(answer: Answer, path: Path) -> None:
     chart = chart.configure_text(fontSize=12).configure_view(stroke=None).configure_title(fontSize=14)
     chart = chart.configure_axisX(labelFlush=False, labelOverlap=True, tickCount=8)
     how = {"inline": True, "embed_options": EMBED} if path.suffix.lower() == ".html" else {"ppi": 200}
-    write(path, lambda beside: chart.save(str(beside), format=path.suffix.lower()[1:], **how))
+    buffer = io.BytesIO() if path.suffix.lower() in (".png", ".pdf") else io.StringIO()
+    chart.save(buffer, format=path.suffix.lower()[1:], **how)
+    write(path, buffer.getvalue() if isinstance(buffer, io.BytesIO) else buffer.getvalue().encode())
 
 
 # The menu of an interactive picture: save it, but no links to web pages; a click on a run opens W&B in a new tab.
@@ -1901,7 +1976,8 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
         return group(runs, by, metrics, args.descending)
     if not (args.pivot or args.rows or args.cols or args.best_by):
         shown = [resolve_metric(directed(args.at_best, args.descending)[0], runs)] if args.at_best else []
-        return top(runs, list(dict.fromkeys([*metrics, *shown])), args.top or 10, args.descending)
+        metrics = list(dict.fromkeys([*metrics, *shown]))
+        return top(runs, metrics, args.top, args.descending, bool(args.output or args.json))
     rows, cols = resolve_all(args.rows or "arch", runs), resolve_all(args.cols or "dataset", runs)
     if not args.best_by:
         return pivot(runs, rows, cols, metrics[0], args.descending)
@@ -1935,20 +2011,17 @@ def main() -> int:
         if args.where:  # of what the question sees
             runs = replace(runs, frame=where(args.where, runs))
     answer = answer_to(args, runs)
-    if args.top and answer.frame.height > args.top:
-        answer = replace(
-            answer,
-            frame=answer.frame.head(args.top),
-            notes=[*answer.notes, f"The first {args.top} of {answer.frame.height}."],
-        )
-    if args.json:
-        print(answer.frame.write_json())
-    else:
-        print_answer(answer)
+    if args.top:
+        more = [f"The first {args.top} of {answer.frame.height}."] if answer.frame.height > args.top else []
+        answer = replace(answer, frame=answer.frame.head(args.top), notes=[*answer.notes, *more], rows=None)
     if args.output:
         save(answer, args.output)
     if args.plot:
         plot(answer, args.plot)
+    if args.json:
+        print(answer.frame.write_json())
+    else:
+        print_answer(answer)
     return 1 if runs.damaged else 0
 
 
