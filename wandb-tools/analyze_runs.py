@@ -146,7 +146,7 @@ def finish(main: Callable[[], int]) -> NoReturn:
         code = 0 if isinstance(end.__context__, BrokenPipeError) else int(end.code or 0)
     except BrokenPipeError:
         try:
-            sys.stdout.flush()
+            print(flush=True)  # one more byte, for what failed may be gone from the buffer
         except BrokenPipeError:  # the reader of our results, `head` for example, has seen enough
             code = 0
         else:  # what broke is another connection
