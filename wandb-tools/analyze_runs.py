@@ -846,6 +846,7 @@ def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: 
     shown = frame.head(min(n or TOP, ranked))
     known = [c for c in known if shown[c].null_count() < shown.height and (c != "project" or points[c].n_unique() > 1)]
     order = "highest" if descending else "lowest"
+    always = {"best_step", *metrics[1:2]} if "best_step" in known else {}  # with --at-best
     return Answer(
         f"Top {shown.height} of {points.height} runs by {metric} ({order} first)",
         frame,
@@ -853,7 +854,7 @@ def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: 
             Column("#", "#", key=True),
             Column("name", "name", key=True),
             Column(short(metric), metric, best="max" if descending else "min", key=True),
-            *(Column(short(column), column) for column in [*metrics[1:], *known]),
+            *(Column(short(column), column, key=column in always) for column in [*metrics[1:], *known]),
         ],
         rows=shown.height,
         draw=lambda: draw_top(shown, metric),
@@ -1976,7 +1977,7 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
         return group(runs, by, metrics, args.descending)
     if not (args.pivot or args.rows or args.cols or args.best_by):
         shown = [resolve_metric(directed(args.at_best, args.descending)[0], runs)] if args.at_best else []
-        metrics = list(dict.fromkeys([*metrics, *shown]))
+        metrics = list(dict.fromkeys([metrics[0], *shown, *metrics[1:]]))
         return top(runs, metrics, args.top, args.descending, bool(args.output or args.json))
     rows, cols = resolve_all(args.rows or "arch", runs), resolve_all(args.cols or "dataset", runs)
     if not args.best_by:
