@@ -4,7 +4,6 @@
 # dependencies = [
 #     "polars>=2,<3",
 #     "pyarrow>=26,<27",
-#     "rich>=15,<16",
 # ]
 # ///
 """Many exports in, one analysis table out.
@@ -26,37 +25,46 @@ merges them by column name, counts a run that stands in several of them once
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import difflib
 import fnmatch
 import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
+import textwrap
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from glob import glob
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing there keeps apart two runs with one output
+    fcntl = None
+
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
     from pyarrow.fs import FileSystem
-    from rich.console import Console
 
 DEFAULT_INPUT = "wandb_export"
 DEFAULT_OUTPUT = "wandb_export/aggregated.parquet"  # no folder input takes it for an export: those end in _runs.parquet
-# Rows are written in groups of this many: 100,000 runs of 300 columns then need 0.7 GB instead of the 1.6 GB that
-# Polars' own choice took, in less time, and a reader of a few columns still finds large pieces.
-# zstd's level 1 took a third less time than Polars' level 3 and made smaller files of such numbers.
-PARQUET = {"compression": "zstd", "compression_level": 1, "row_group_size": 5_000}
+# Rows are read and written in blocks of this many: 100,000 runs of 300 columns then need 0.6 GB, and a reader of a few
+# columns still finds large pieces. zstd's level 1 takes a third less time than level 3, for smaller files.
+BLOCK = 5_000
+PARQUET = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
 
 
 # --- console: the same in list_entities.py, export_runs.py, aggregate_runs.py and analyze_runs.py ---
@@ -101,7 +109,8 @@ def finish(main: Callable[[], int]) -> NoReturn:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed by the caller: the next file opened would take its place
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            setattr(sys, name, open(number, "r+" if number == 0 else "w", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name that the terminal's encoding lacks
     try:
         code = main()
         sys.stdout.flush()
@@ -111,17 +120,27 @@ def finish(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         code = 130
-    except (BrokenPipeError, SystemExit) as error:  # the reader of our stdout, `head` for example, has seen enough
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # which rich turns so
+    except SystemExit as end:  # after --help, or as rich turns a BrokenPipeError
+        code = 0 if isinstance(end.__context__, BrokenPipeError) else int(end.code or 0)
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # one more byte, for what failed may be gone from the buffer
+        except BrokenPipeError:  # the reader of our results, `head` for example, has seen enough
+            code = 0
+        else:  # what broke is another connection
+            say("error: a connection was closed from the other side. Try again.")
+            code = 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "new thread" not in str(error):
             raise
-        code = 0
-    except MemoryError:
         say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
         code = 1
     except OSError as error:
         say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
         code = 1
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)  # at once: worker threads may still wait for a server, and there is nothing left to clean up
 
 
@@ -145,7 +164,7 @@ def lazy(name: str) -> ModuleType:
 # --- end lazy imports ---
 
 if not TYPE_CHECKING:
-    pl = lazy("polars")
+    pl, pa = lazy("polars"), lazy("pyarrow")
 
 
 # --- states: the same in export_runs.py, aggregate_runs.py and analyze_runs.py ---
@@ -286,6 +305,31 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     return (frame if "model_type" in schema else frame.with_columns(model_type=family)).drop("__words")
 
 
+# Where a config says what names say: `k` may be config_k or config_model_k, `lr` also config_learning_rate.
+SECTIONS = "(?:(?:model|optimizer|optim|data|training|trainer|train|hparams|args)_)?"
+SYNONYMS = {"arch": "arch|architecture", "lr": "lr|learning_rate", "wd": "wd|weight_decay"}
+
+
+def partners(columns: Sequence[str]) -> dict[str, str]:
+    """Of `columns`, those that names fill -> the config column that says the same: `k` -> `config_model_k`."""
+    found = {}
+    for column in [c for c in RULES if c in columns and c != "model_type"]:  # which is a family, in words of our own
+        word = column.removesuffix("_parsed")
+        same = re.compile(f"config_{SECTIONS}(?:{SYNONYMS.get(word, word)})")
+        if there := [c for c in columns if same.fullmatch(c)]:
+            found[column] = min(there, key=len)
+    return found
+
+
+def contradicts(column: str, config: str) -> pl.Expr:
+    """Whether a run's name and its config say different things: numbers, or words of which neither holds the other."""
+
+    a, b = (pl.col(c).cast(pl.Float64, strict=False) for c in (column, config))
+    one, two = (pl.col(c).cast(pl.String).str.to_lowercase() for c in (column, config))
+    words = one.str.contains(two, literal=True) | two.str.contains(one, literal=True)
+    return pl.coalesce((a - b).abs() > 1e-6 * b.abs(), ~words).fill_null(False)
+
+
 # --- end run names ---
 
 
@@ -295,20 +339,18 @@ BASE_COLUMNS = [
     *("job_type", "sweep", "notes", "commit", "last_step", "runtime_seconds", "history_rows"),
 ]
 JSON_COLUMNS = ("_config_json", "_summary_json")
-ROW, FILE = "__row", "__file"  # where a row comes from while we work: its number in its file, the file's number
+FILE, WHERE = "__file", "__where"  # while we work: the number of a row's file, whether --where holds
 
 
-@dataclass(frozen=True)
+@dataclass
 class Export:
     """One readable runs file: its address, its columns and when it was exported."""
 
     path: str
     schema: dict[str, pl.DataType]
     exported_at: datetime
-
-
-class Aggregate(Stop):
-    """A file is no export but something that this script wrote."""
+    version: tuple[int, int]  # size and time of change when its footer was read: what comes later must be the same file
+    fault: str = ""  # why its rows cannot be read, once that has shown
 
 
 # ---- Which files ------------------------------------------------------------------------------------------------
@@ -319,139 +361,164 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def remote(address: str) -> tuple[FileSystem, str, str]:
-    """The file system of an object storage address, its path there, and what to put before paths to have addresses.
-
-    Polars reads and writes the data; pyarrow lists and looks at times, which Polars does not offer. Both find
-    credentials in the usual places (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`).
-    """
+@cache
+def storage(root: str) -> FileSystem:
+    """The object storage of `s3://bucket`; credentials come from the usual places (`AWS_ACCESS_KEY_ID`, ...)."""
     from pyarrow.fs import FileSystem
 
     try:
-        system, path = FileSystem.from_uri(address)
+        return FileSystem.from_uri(f"{root}/")[0]
     except (OSError, ValueError) as error:
-        raise Stop(f"{address}: {reason(error)}") from None
-    return system, path, address[: address.index("://") + 3]
+        raise Stop(f"{root}: {reason(error)}") from None
+
+
+def locate(address: str) -> tuple[FileSystem, str]:
+    """The file system of a path or an object storage address, and the path there."""
+    from pyarrow.fs import LocalFileSystem
+
+    if not is_remote(address):
+        return LocalFileSystem(), address
+    scheme, path = address.split("://", 1)
+    return storage(f"{scheme}://{path.split('/', 1)[0]}"), path
 
 
 def find_files(given: str) -> list[str]:
-    """The files that one input names: itself, the `*_runs.parquet` of a folder, or the `*.parquet` of a glob."""
+    """What one input names: itself, the `*_runs.parquet` of a folder (itself without any), or what a glob matches.
+
+    What exists is a path, whatever characters it holds: `exp[1]/*` looks into `exp[1]` if that is a folder.
+    """
     if is_remote(given):
         return find_remote(given)
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # noqa: PTH111 (Path.expanduser raises where nobody has a home)
     if path.is_dir():
-        return sorted(str(file) for file in path.glob("*_runs.parquet"))
+        return sorted(map(str, path.glob("*_runs.parquet"))) or [str(path)]
     if path.exists():
         return [os.path.normpath(path)]
-    matches = [Path(match) for match in glob(str(path), recursive=True) if match.endswith(".parquet")]  # noqa: PTH207
-    return sorted(os.path.normpath(match) for match in matches if match.is_file())
+    start = next(parent for parent in path.parents if parent.is_dir())
+    matches = glob(str(path.relative_to(start)), root_dir=start, recursive=True)  # noqa: PTH207 (skips hidden files)
+    return sorted(os.path.normpath(start / match) for match in matches)
 
 
 def find_remote(given: str) -> list[str]:
     """`find_files` for object storage. In a glob `*` stays inside one folder, `**` does not."""
     from pyarrow.fs import FileSelector, FileType
 
-    fixed = re.split(r"[*?[]", given, maxsplit=1)[0]
-    system, path, scheme = remote(given if fixed == given else fixed[: fixed.rindex("/")])
+    system, path = locate(given)
     try:
         entry = system.get_file_info(path)
-        if entry.type != FileType.Directory:
-            return [given] if entry.type == FileType.File else []
-        entries = system.get_file_info(FileSelector(path, recursive=fixed != given))
+        if entry.type == FileType.File:
+            return [given]
+        is_glob = entry.type == FileType.NotFound
+        start = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0] if is_glob else path
+        entries = system.get_file_info(FileSelector(start, allow_not_found=True, recursive=is_glob))
     except OSError as error:
         raise Stop(f"{given}: {reason(error)}") from None
-    files = sorted(scheme + entry.path for entry in entries if entry.type == FileType.File)
-    if fixed == given:
-        return [file for file in files if file.endswith("_runs.parquet")]
-    inside = [file for file in files if "**" in given or file.count("/") == given.count("/")]
-    return [file for file in inside if file.endswith(".parquet") and fnmatch.fnmatchcase(file, given)]
+    files = sorted(entry.path for entry in entries if entry.type == FileType.File)
+    if is_glob and "**" not in path:
+        files = [file for file in files if file.count("/") == path.count("/")]
+    wanted = path if is_glob else "*_runs.parquet"
+    scheme = given.split("://", 1)[0]
+    return [f"{scheme}://{file}" for file in files if fnmatch.fnmatchcase(file, wanted)] or [given] * (not is_glob)
 
 
-def exported_at(path: str, footer: dict[str, str]) -> datetime:
-    """When an export was made: from its `_metadata.json`, else from the Parquet footer, else the file's time."""
+def version(path: str) -> tuple[int, int] | None:
+    """Size and time of change of a file, which tell whether another one took its place; None when there is no file."""
+    from pyarrow.fs import FileType
+
+    system, there = locate(path)
+    info = system.get_file_info(there)
+    return (info.size, info.mtime_ns) if info.type == FileType.File else None
+
+
+def exported_at(path: str, footer: dict[bytes, bytes]) -> datetime | None:
+    """When an export was made: from its `_metadata.json`, else from the Parquet footer, else None."""
     beside = path.removesuffix("_runs.parquet") + "_metadata.json"
-    if is_remote(path):
-        from pyarrow.fs import FileType
-
-        system, there, _ = remote(path)
-        changed, notes = system.get_file_info([there, remote(beside)[1]])
-        modified = changed.mtime
-        text = system.open_input_stream(notes.path).read().decode() if notes.type == FileType.File else "{}"
-    else:
-        modified = datetime.fromtimestamp(Path(path).stat().st_mtime, UTC)
-        text = Path(beside).read_text(encoding="utf-8") if Path(beside).is_file() else "{}"
-    for note in (text, footer.get("wandb_tools", "{}")):
+    system, there = locate(beside)
+    notes = [system.open_input_stream(there).read()] if beside != path and version(beside) else []
+    for note in (*notes, footer.get(b"wandb_tools", b"")):
         try:
-            when = datetime.fromisoformat(json.loads(note)["exported_at"])
-        except (ValueError, KeyError, TypeError):
+            when = datetime.fromisoformat(json.loads(note.decode(errors="replace"))["exported_at"])
+            return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
-        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
-    return modified
+    return None
 
 
 def read_export(path: str) -> Export:
-    """Read the footer of a runs file. Raises `Stop` with the reason when it is none."""
+    """Read the footer of a runs file. Raises `Stop` with the reason when it is none.
 
+    Its code is 1 where an export was to be expected and 0 for what folders of exports hold besides: that is no fault.
+    """
+    import pyarrow.parquet as pq
+
+    foreign = 1 if path.endswith("_runs.parquet") else 0
+    if path.endswith("_history.parquet") or not path.endswith(".parquet"):
+        raise Stop("no file that ends in .parquet and holds runs", 0)
+    system, there = locate(path)
     try:
-        schema = dict(pl.read_parquet_schema(path))
-        footer = pl.read_parquet_metadata(path)
-        when = exported_at(path, footer)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise Stop(f"no readable Parquet file ({reason(error)})") from None
+        size_and_time = version(path)
+        if size_and_time is None:
+            raise Stop("no regular file", foreign)
+        with pq.ParquetFile(there, filesystem=system) as file:
+            schema, footer = dict(pl.Schema(file.schema_arrow)), file.metadata.metadata or {}
+        when = exported_at(path, footer) or datetime.fromtimestamp(size_and_time[1] / 1e9, UTC)
+    except faults() as error:
+        raise Stop(f"no readable Parquet file ({reason(error)})", 1) from None
     if missing := [column for column in ("id", "name") if column not in schema]:
-        raise Stop(f"no export of runs: it has no column {' and no column '.join(missing)}")
+        raise Stop(f"no export of runs: it has no column {' and no column '.join(missing)}", foreign)
     if "_source_file" in schema:
-        raise Aggregate("an aggregate already; give the exports that it was made from")
+        raise Stop("an aggregate already; give the exports that it was made from", 0)
     for column, dtype in schema.items():
         if not fits(column, dtype):
-            raise Stop(f"no export of runs: its column {column} is {dtype}")
-    return Export(path, schema, when)
+            raise Stop(f"no export of runs: its column {column} is {dtype}", 1)
+    return Export(path, schema, when, size_and_time)
 
 
-def read_exports(inputs: Sequence[str]) -> tuple[list[Export], int]:
-    """The exports that `inputs` name, each once, and how many inputs or files were unusable, each named on stderr.
+def read_exports(inputs: Sequence[str], broken: dict[str, str]) -> tuple[list[Export], list[str], int]:
+    """The exports that `inputs` name, each once; what to say about the rest; and how many of the rest are faults.
 
-    History files, and aggregates that a folder or a glob brings along, are left out with a word.
+    `broken` are files whose rows proved unreadable, with the reason.
     """
     found: dict[str, str] = {}  # by what it is, so that two ways to say a file are one
-    left_out: list[str] = []
-    problems: list[str] = []
+    problems: dict[str, Stop] = {}
     for given in inputs:
         paths = find_files(given)
         if not paths:
-            problems.append(f"{given}: no such file, or nothing there that ends in _runs.parquet")
+            problems[given] = Stop("no such file, or nothing there that ends in _runs.parquet", 1)
         for path in paths:
-            if path.endswith("_history.parquet"):
-                left_out.append(path)
-            else:
-                found.setdefault(path if is_remote(path) else os.path.realpath(path), path)
+            found.setdefault(path if is_remote(path) else os.path.realpath(path), path)
 
     def attempt(path: str) -> Export | Stop:
         try:
-            return read_export(path)
+            return Stop(broken[path], 1) if path in broken else read_export(path)
         except Stop as stop:
             return stop
 
-    exports: list[Export] = []
-    with ThreadPoolExecutor(16) as pool:
-        for path, result in zip(found.values(), pool.map(attempt, found.values()), strict=True):
-            if isinstance(result, Export):
-                exports.append(result)
-            elif isinstance(result, Aggregate) and path not in inputs:
-                left_out.append(path)
-            else:
-                problems.append(f"{path}: {result}")
-    if left_out:
-        names = sorted({path.rsplit("/", 1)[-1] for path in left_out})
-        say(f"left out {many(len(names), 'file')} without runs of an export (history, aggregates): {counted(names, 3)}")
-    for problem in problems:
-        say(f"skipped {problem}")
-    return exports, len(problems)
+    with ThreadPoolExecutor(8) as pool:
+        results = dict(zip(found.values(), pool.map(attempt, found.values()), strict=True))
+    exports = [result for result in results.values() if isinstance(result, Export)]
+    problems |= {path: result for path, result in results.items() if isinstance(result, Stop)}
+    left_out = [Path(path).name for path, stop in problems.items() if exports and not stop.code]
+    notes = [f"left out {many(len(left_out), 'file')} without runs of an export: {counted(left_out, 3)}"][
+        : len(left_out)
+    ]
+    notes += [f"skipped {path}: {stop}" for path, stop in problems.items() if stop.code or not exports]
+    return exports, notes, sum(stop.code for stop in problems.values())
 
 
-def reason(error: Exception) -> str:
+def intact(exports: Sequence[Export]) -> bool:
+    """Whether every row could be read, and every file still is the one whose footer was read."""
+    return not any(export.fault or version(export.path) != export.version for export in exports)
+
+
+def faults() -> tuple[type[BaseException], ...]:
+    """What a damaged or odd file can make pyarrow and Polars raise."""
+    return (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+
+
+def reason(error: BaseException) -> str:
     """The first line of an engine's error, without the plan that follows it."""
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---- One type per column ----------------------------------------------------------------------------------------
@@ -459,7 +526,6 @@ def reason(error: Exception) -> str:
 
 def contract_type(column: str) -> pl.DataType | None:
     """The type that the data contract gives a column; None for config columns and for columns that it does not know."""
-
     if column.startswith(("metric_", "system_")) or column == "runtime_seconds":
         return pl.Float64()
     if column in ("last_step", "history_rows"):
@@ -473,7 +539,6 @@ def contract_type(column: str) -> pl.DataType | None:
 
 def fits(column: str, dtype: pl.DataType) -> bool:
     """Whether a file's column can take its contract type without a value changing."""
-
     want = contract_type(column)
     if want is None:
         return not dtype.is_nested()
@@ -495,32 +560,31 @@ def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], di
     Float64; Int64 and Float64 are Float64; anything else that mixes is String. A column that is all null in a file has
     no say there, for an export calls it String for want of a type.
     """
-
     votes: dict[str, dict[pl.DataType, list[Export]]] = {}
     for export in exports:
         for column, dtype in export.schema.items():
             votes.setdefault(column, {}).setdefault(contract_type(column) or widest(dtype), []).append(export)
-    disputed = {column: by for column, by in votes.items() if len(by) > 1}
-    seen = probe(disputed)
     types = {column: next(iter(by)) for column, by in votes.items()}
+    disputed = [column for column, by in votes.items() if len(by) > 1]
+    exact = probe(exports, disputed)
     changes: dict[str, str] = {}
-    for column, by in disputed.items():
-        kept = {dtype: [e for e in files if seen[e.path, column] is not None] for dtype, files in by.items()}
-        kept = {dtype: files for dtype, files in kept.items() if files}
-        exact = all(seen[e.path, column] for e in kept.get(pl.Int64(), []))
+    for column in disputed:
+        kept = {dtype: sum((e.path, column) in exact for e in files) for dtype, files in votes[column].items()}
+        kept = {dtype: count for dtype, count in kept.items() if count}
         if len(kept) <= 1:
             types[column] = next(iter(kept), pl.String())
             continue
-        types[column] = pl.Float64() if set(kept) == {pl.Int64(), pl.Float64()} and exact else pl.String()
-        counts = [f"{dtype} in {many(len(files), 'file')}" for dtype, files in kept.items()]
-        why = " (integers too large for Float64)" if not exact and len(kept) == 2 and pl.Float64() in kept else ""
-        changes[column] = f"{types[column]}, for it is {' and '.join(sorted(counts))}{why}"
+        numbers = set(kept) == {pl.Int64(), pl.Float64()}
+        fine = numbers and all(exact.get((export.path, column), True) for export in exports)
+        types[column] = pl.Float64() if fine else pl.String()
+        counts = sorted(f"{dtype} in {many(count, 'file')}" for dtype, count in kept.items())
+        why = " (integers too large for Float64)" if numbers and not fine else ""
+        changes[column] = f"{types[column]}, for it is {' and '.join(counts)}{why}"
     return types, changes
 
 
 def widest(dtype: pl.DataType) -> pl.DataType:
     """The contract's type for a config column that another tool wrote narrower: Int32 is Int64, Float32 is Float64."""
-
     if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
         return pl.Int64()
     if dtype == pl.Float32:
@@ -528,116 +592,140 @@ def widest(dtype: pl.DataType) -> pl.DataType:
     return pl.String() if dtype in (pl.Null, pl.Categorical, pl.Enum) else dtype
 
 
-def probe(disputed: dict[str, dict[pl.DataType, list[Export]]]) -> dict[tuple[str, str], bool | None]:
-    """For each (file, disputed column): None when it has no value there, else whether Float64 would keep its values."""
-
-    asked: dict[str, list[pl.Expr]] = {}
-    for column, by in disputed.items():
-        value = pl.col(column)
-        for dtype, files in by.items():
-            exact = value.is_between(-(2**53), 2**53).all() if dtype == pl.Int64 else pl.lit(True)
-            for export in files:
-                asked.setdefault(export.path, []).append(pl.when(value.count() > 0).then(exact).alias(column))
-    rows = pl.collect_all([pl.scan_parquet(path).select(exprs) for path, exprs in asked.items()])
-    answers = zip(asked, rows, strict=True)
-    return {(path, column): answer for path, row in answers for column, answer in row.row(0, named=True).items()}
+def probe(exports: Sequence[Export], columns: Sequence[str]) -> dict[tuple[str, str], bool]:
+    """(file, column) -> whether Float64 would keep its values, for those of `columns` that have values in the file."""
+    seen: dict[tuple[str, str], bool] = {}
+    for export in exports:
+        asked = [column for column in columns if column in export.schema]
+        for block in read(export, asked) if asked else ():
+            for column in asked:
+                values = block[column].drop_nulls()
+                if len(values):
+                    exact = values.dtype != pl.Int64 or values.is_between(-(2**53), 2**53).all()
+                    seen[export.path, column] = seen.get((export.path, column), True) and exact
+    return seen
 
 
 # ---- JSON text of numbers ---------------------------------------------------------------------------------------
 
 
-def paths_to(column: str, config: dict[str, object], prefix: str = "config") -> Iterator[tuple[str, ...]]:
+def load_config(text: str | None) -> dict[str, object]:
+    """The config that a `_config_json` holds; empty when it is none, or nested deeper than Python reads."""
+    try:  # an integer too long for a Float64 is the text of no Float64, and Python may refuse to read it
+        config = json.loads(text or "{}", parse_int=lambda digits: int(digits) if len(digits) < 309 else digits)
+    except (ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def paths_to(column: str, config: dict[str, object]) -> Iterator[tuple[str, ...]]:
     """The key paths of a nested config that land on `column`, or on it before the exporter told collisions apart."""
-    for key, value in config.items():
-        spelled = prefix + "_" + re.sub(r"\W", "_", key)
-        if isinstance(value, dict):
-            yield from ((key, *path) for path in paths_to(column, value, spelled))
-        elif re.fullmatch(re.escape(spelled) + "(__[0-9]+)?", column):
-            yield (key,)
-
-
-def value_at(config: object, path: tuple[str, ...]) -> object:
-    """The value at a key path of a nested config; None when there is none."""
-    for key in path:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
+    todo: list[tuple[str, tuple[str, ...], dict[str, object]]] = [("config", (), config)]
+    while todo:
+        prefix, path, inner = todo.pop()
+        for key, value in inner.items():
+            spelled = f"{prefix}_" + re.sub(r"\W", "_", key)
+            if isinstance(value, dict) and column.startswith(spelled):
+                todo.append((spelled, (*path, key), value))
+            elif re.fullmatch(re.escape(spelled) + "(__[0-9]+)?", column):
+                yield (*path, key)
 
 
 def number_text(number: float, config: dict[str, object], paths: Iterable[tuple[str, ...]]) -> str | None:
     """The JSON text of the value at one of `paths` that equals `number`; None when there is none."""
     for path in paths:
-        value = value_at(config, path)
-        if type(value) is float and value == number:
-            return json.dumps(value)
-        if type(value) is int and abs(value) < 2**1023 and float(value) == number:
+        value: object = config
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if type(value) in (int, float) and float(value) == number:
             return json.dumps(value)
     return None
 
 
-def number_texts(rows: pl.Series, columns: Sequence[str]) -> pl.Series:
+def number_texts(rows: pl.DataFrame, columns: Sequence[str]) -> list[pl.Series]:
     """Float64 `columns` as their JSON text, which for whole numbers only `_config_json` knows: `3`, `3.0` or `3e20`.
 
-    In: Struct of `_config_json` and `columns`. Out: Struct of `columns` as String. Python, because no Polars expression
-    spells numbers as JSON does (`1e-05`); it runs only over files whose Float64 column is text elsewhere.
+    Python, because no Polars expression spells numbers as JSON does (`1e-05`); it runs only over files whose Float64
+    column is text elsewhere.
     """
-
-    configs = rows.struct.field("_config_json").to_list()
+    configs = rows["_config_json"].to_list() if "_config_json" in rows.columns else [None] * len(rows)
     parsed: dict[int, dict[str, object]] = {}
-    texts: dict[str, list[str | None]] = {}
+    series: list[pl.Series] = []
     for column in columns:
         paths: list[tuple[str, ...]] = []  # the same in nearly all runs, so looked for only when they do not lead there
-        texts[column] = []
-        for index, number in enumerate(rows.struct.field(column).to_list()):
+        texts: list[str | None] = []
+        for index, number in enumerate(rows[column].cast(pl.Float64).to_list()):
             text = None
             if number is not None and number.is_integer():
                 if index not in parsed:
-                    parsed[index] = json.loads(configs[index] or "{}")
+                    parsed[index] = load_config(configs[index])
                 text = number_text(number, parsed[index], paths)
                 if text is None:
                     paths += [path for path in paths_to(column, parsed[index]) if path not in paths]
                     text = number_text(number, parsed[index], paths)
-            texts[column].append(json.dumps(number) if text is None and number is not None else text)
-    return pl.DataFrame(texts, schema=dict.fromkeys(columns, pl.String)).to_struct(rows.name)
+            texts.append(json.dumps(number) if text is None and number is not None else text)
+        series.append(pl.Series(column, texts, pl.String))
+    return series
 
 
 # ---- Merge ------------------------------------------------------------------------------------------------------
 
 
-def read_rows(export: Export, types: dict[str, pl.DataType], number: int) -> pl.LazyFrame:
-    """One export's rows with every column in its common type, plus `_source_file` and where the row stands."""
+def read(export: Export, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """The rows of a file in blocks, with page checksums verified; `export.fault` says why they end before its end.
 
-    frame = pl.scan_parquet(export.path, row_index_name=ROW)
-    casts = {column: pl.col(column) for column, dtype in export.schema.items() if dtype != types[column]}
-    floats = [c for c in casts if types[c] == pl.String and export.schema[c].is_float()]
-    if floats:
-        config = pl.col("_config_json") if "_config_json" in export.schema else pl.lit(None, pl.String)
-        rows = pl.struct(config.alias("_config_json"), *(pl.col(c).cast(pl.Float64) for c in floats))
-        to_text = partial(number_texts, columns=floats)
-        dtype = pl.Struct(dict.fromkeys(floats, pl.String))
-        texts = rows.map_batches(to_text, return_dtype=dtype, is_elementwise=True)
-        casts |= {column: texts.struct.field(column) for column in floats}
-    return frame.with_columns(
-        *(value.cast(types[column]).alias(column) for column, value in casts.items()),
-        pl.lit(export.path).alias("_source_file"),
-        pl.lit(number, pl.Int32).alias(FILE),
-    )
-
-
-def stack(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-    """All rows of all frames, one under the other, by column name; what a frame lacks is null there.
-
-    The contract's base columns are always there, so that what follows need not ask.
+    By pyarrow, for Polars reads a page with a flipped bit without a word.
     """
+    import pyarrow.parquet as pq
 
-    stacked = pl.concat(frames, how="diagonal")
-    there = stacked.collect_schema()
-    lacking = [column for column in (*BASE_COLUMNS, *JSON_COLUMNS) if column not in there]
-    return stacked.with_columns(pl.lit(None, contract_type(column)).alias(column) for column in lacking)
+    system, path = locate(export.path)
+    try:
+        with pq.ParquetFile(path, filesystem=system, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(BLOCK, columns=list(columns)):
+                yield pl.from_arrow(batch).select(columns)
+    except MemoryError:
+        raise
+    except faults() as error:
+        export.fault = reason(error)
+
+
+def scan(
+    exports: Sequence[Export], types: dict[str, pl.DataType], stays: dict[str, pl.Series] | None = None
+) -> pl.LazyFrame:
+    """All rows of all exports lazily, by column name; what a file lacks is null there.
+
+    Out: the files' columns, every one in its type of `types`, what they lack of the contract's base columns, so that
+    what follows need not ask, `_source_file`, and `__file`, the file's place in `exports`. `stays` says for a file's
+    path which of its rows are wanted, as one Bool per row.
+    """
+    schema = {column: types[column] for export in exports for column in export.schema}
+    schema |= {c: contract_type(c) for c in (*BASE_COLUMNS, *JSON_COLUMNS) if c not in schema}
+    schema |= {"_source_file": pl.String(), FILE: pl.Int32()}
+
+    def blocks(names: list[str] | None, where: pl.Expr | None, _: int | None, __: int | None) -> Iterator[pl.DataFrame]:
+        for number, export in enumerate(exports):
+            known = {"_source_file": export.path, FILE: number}
+            there = [c for c in names or schema if c in export.schema]
+            as_text = [c for c in there if schema[c] == pl.String and export.schema[c].is_float()]
+            needed = there + ["_config_json"] * bool(as_text and "_config_json" in export.schema)
+            casts = [pl.col(c).cast(schema[c]) for c in there if export.schema[c] != schema[c] and c not in as_text]
+            added = [pl.lit(known.get(c), schema[c]).alias(c) for c in names or schema if c not in there]
+            start = 0
+            for block in read(export, list(dict.fromkeys(needed)) or ["id"]):
+                show_progress(f"file {number + 1} of {len(exports)}")
+                rows = block.filter(stays[export.path][start : start + len(block)]) if stays else block
+                rows = rows.with_columns(*number_texts(rows, as_text), *casts, *added).select(names or list(schema))
+                start += len(block)
+                yield rows if where is None else rows.filter(where)
+
+    from polars.io.plugins import register_io_source
+
+    return register_io_source(blocks, schema=schema)
 
 
 def column_order(columns: Iterable[str]) -> list[str]:
     """The output's columns: the contract's, config and metrics by name, both JSON columns, then what was added."""
-    columns = set(columns) - {ROW, FILE}
+    columns = set(columns) - {FILE}
     added = [column for column in ("protocol", *RULES) if column in columns]
     rest = columns - set(BASE_COLUMNS) - set(JSON_COLUMNS) - set(added) - {"_source_file"}
     kinds = [sorted(c for c in rest if c.startswith(prefix)) for prefix in ("config_", "metric_", "system_")]
@@ -651,7 +739,6 @@ def column_order(columns: Iterable[str]) -> list[str]:
 
 def check_regex(regex: str, where: str) -> str:
     """`regex`, with a group 1 around it when it has none. Raises `Stop` when it is no regular expression."""
-
     try:
         groups = pl.select(pl.lit("").str.extract_groups(f"(?i){regex}")).to_series().dtype
     except pl.exceptions.PolarsError as error:
@@ -697,7 +784,6 @@ def read_rules(given: Sequence[str], file: str | None) -> dict[str, Rule]:
 
 def number_rules(merged: pl.LazyFrame, rules: dict[str, Rule]) -> dict[str, pl.DataType]:
     """The rules beyond the contract whose every value is a number, with Int64 or Float64."""
-
     own = [name for name in rules if name not in RULES]
     types: dict[str, pl.DataType] = {}
     if own:
@@ -715,9 +801,8 @@ def number_rules(merged: pl.LazyFrame, rules: dict[str, Rule]) -> dict[str, pl.D
 
 def filters(args: argparse.Namespace) -> list[tuple[str, pl.Expr]]:
     """Each filter in force, in the order in which the summary counts them, as (option, Bool expression)."""
-
     chosen: list[tuple[str, pl.Expr]] = []
-    if args.state:
+    if args.state and "all" not in args.state:
         chosen.append((f"--state {' or '.join(args.state)}", pl.col("state").is_in(args.state)))
     for option, column in (("filter", "name"), ("project", "project"), ("entity", "entity")):
         if regex := getattr(args, option):
@@ -732,19 +817,27 @@ def filters(args: argparse.Namespace) -> list[tuple[str, pl.Expr]]:
         chosen.append((f"--until {args.until:%Y-%m-%d %H:%M}", pl.col("created_at") < args.until))
     if args.where:
         try:
-            chosen.append((f"--where {args.where}", pl.sql_expr(args.where)))
+            pl.sql_expr(args.where)
         except pl.exceptions.PolarsError as error:
             raise Stop(f"--where {args.where!r} is no SQL condition: {reason(error)}") from None
+        chosen.append((f"--where {args.where}", pl.col(WHERE)))
     if args.protocol != "all":
         chosen.append((f"--protocol {args.protocol}", pl.col("protocol") == args.protocol))
     return chosen
 
 
-def check_where(where: str, schema: dict[str, pl.DataType]) -> None:
-    """Raise `Stop` when the condition `where` does not fit the columns, before any row is read."""
+def with_where(frame: pl.LazyFrame, where: str) -> pl.LazyFrame:
+    """`frame` with a Bool `__where`; raises `Stop` when the condition does not fit the columns, before a row is read.
 
+    As a query, for an SQL expression alone does not compare dates with text: `created_at >= '2025-10-01'`.
+    """
+    query = f"SELECT *, ({where}) AS {WHERE} FROM runs"
+    schema = frame.collect_schema()
     try:
-        pl.DataFrame(schema=schema).filter(pl.sql_expr(where))
+        dtype = pl.SQLContext({"runs": pl.DataFrame(schema=schema)}).execute(query).collect().schema[WHERE]
+        if dtype != pl.Boolean:
+            raise Stop(f"--where {where!r}: is no condition, but {dtype}. Compare it with something.")
+        return pl.SQLContext({"runs": frame}).execute(query)
     except pl.exceptions.ColumnNotFoundError as error:
         column = re.match(r'unable to find column "(.*?)"', str(error))
         name = column[1] if column else reason(error)
@@ -756,43 +849,42 @@ def check_where(where: str, schema: dict[str, pl.DataType]) -> None:
 # ---- Choose the runs --------------------------------------------------------------------------------------------
 
 
-def survey(merged: pl.LazyFrame, chosen: Sequence[tuple[str, pl.Expr]]) -> pl.DataFrame:
+def survey(merged: pl.LazyFrame, flags: dict[str, pl.Expr]) -> pl.DataFrame:
     """The few columns that decide which runs stay, and that the summary counts; a row per row of `merged`, in order.
 
-    Out: `__file`, `__row`, `id`, `name`, `entity`, `project`, what is there of `stage`, `arch`, `dataset`, and a Bool
-    per filter: `0`, `1`, ...
+    Out: `__file`, `id`, `name`, `entity`, `project`, what is there of `stage`, `arch`, `dataset`, and the `flags`.
     """
     there = merged.collect_schema()
-    columns = [c for c in (FILE, ROW, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in there]
-    passed = [expr.fill_null(False).alias(str(number)) for number, (_, expr) in enumerate(chosen)]
+    columns = [c for c in (FILE, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in there]
+    passed = [expr.fill_null(False).alias(name) for name, expr in flags.items()]
     return merged.select(*columns, *passed).collect(engine="streaming")
 
 
 def newest_copies(rows: pl.DataFrame, exports: Sequence[Export]) -> pl.Series:
     """Bool per row: whether it is the run's copy from the newest export (the later row if one file has it twice)."""
-
     order = sorted(range(len(exports)), key=lambda number: (exports[number].exported_at, exports[number].path))
-    age = pl.DataFrame({FILE: order, "age": range(len(order))}, schema={FILE: pl.Int32, "age": pl.Int32})
-    rank = pl.col("age").cast(pl.Int64) * 2**40 + pl.col(ROW).cast(pl.Int64)
-    newest = (rank == rank.max().over("entity", "project", "id")) | pl.col("id").is_null()
-    return rows.join(age, on=FILE, how="left", maintain_order="left").select(newest).to_series()
+    age = pl.Series([order.index(number) for number in range(len(exports))], dtype=pl.Int64)
+    ranked = rows.with_columns(rank=age.gather(rows[FILE]) * 2**40 + pl.int_range(len(rows), eager=True))
+    newest = (pl.col("rank") == pl.col("rank").max().over("entity", "project", "id")) | pl.col("id").is_null()
+    return ranked.select(newest).to_series()
 
 
-def pick(kept: pl.DataFrame, exports: Sequence[Export], types: dict[str, pl.DataType]) -> pl.LazyFrame:
-    """The rows of `kept` (columns `__file`, `__row`, `entity`, `project`) out of their files, lazily.
+def pick(
+    rows: pl.DataFrame, stays: pl.Series, exports: Sequence[Export], types: dict[str, pl.DataType]
+) -> pl.LazyFrame:
+    """The rows of the survey that stay, out of their files, lazily.
 
     Files follow one another by entity, project and time of export, whatever the order of the inputs; rows keep the
     file's order, which is oldest first. A file of which no row stays brings no columns.
     """
-
-    place = (pl.col("entity", "project").min().fill_null(""), pl.col(ROW))
-    files = kept.group_by(FILE).agg(*place).rows()
-    files.sort(key=lambda file: (*file[1:3], exports[file[0]].exported_at, exports[file[0]].path))
-    frames = []
-    for number, _, _, numbers in files:
-        wanted = pl.lit(pl.Series(numbers, dtype=pl.UInt32).implode())
-        frames.append(read_rows(exports[number], types, number).filter(pl.col(ROW).is_in(wanted)))
-    return stack(frames)
+    place = pl.col("entity", "project").min().fill_null("")
+    files = [(*where, exports[number]) for number, *where in rows.filter(stays).group_by(FILE).agg(place).rows()]
+    files.sort(key=lambda file: (*file[:2], file[2].exported_at, file[2].path))
+    wanted = {
+        exports[key[0]].path: part[""]
+        for key, part in rows.select(FILE, stays.alias("")).partition_by(FILE, as_dict=True).items()
+    }
+    return scan([export for *_, export in files], types, wanted)
 
 
 def choose_columns(patterns: str | None, columns: Sequence[str]) -> list[str]:
@@ -836,47 +928,120 @@ def check_output(target: str, partition: str | None, inputs: Sequence[str]) -> N
 
 def json_list(column: str) -> pl.Expr:
     """A list column as JSON text, for formats without lists."""
-
     return pl.struct(x=pl.col(column)).struct.json_encode().str.extract(r"^\{\"x\":(\[.*\])\}$", 1).alias(column)
 
 
-def sink(frame: pl.LazyFrame, path: str, suffix: str, partition: str | None) -> None:
+def sink(frame: pl.LazyFrame, path: Path, suffix: str, partition: str | None) -> None:
     """Stream `frame` to `path` in the format of `suffix`; with `partition` as a Hive-partitioned folder of Parquet."""
-
-    if partition:
-        target = pl.PartitionBy(path, key=partition, include_key=False)
-        frame.sink_parquet(target, **PARQUET, mkdir=True, engine="streaming")
-    elif suffix == ".parquet":
-        frame.sink_parquet(path, **PARQUET, engine="streaming")
-    elif suffix == ".csv":
-        lists = [column for column, dtype in frame.collect_schema().items() if dtype.is_nested()]
-        frame.with_columns(json_list(column) for column in lists).sink_csv(path, engine="streaming")
+    schema = frame.collect_schema()
+    if suffix == ".csv":
+        lists = [json_list(column) for column, dtype in schema.items() if dtype.is_nested()]
+        frame.with_columns(lists).sink_csv(path, engine="streaming")
     elif suffix == ".ndjson":
         frame.sink_ndjson(path, engine="streaming")
-    else:
+    elif suffix == ".arrow":
         frame.sink_ipc(path, compression="zstd", engine="streaming")
+    else:
+        sink_parquet(frame, path, partition)
 
 
-def write(frame: pl.LazyFrame, target: str, partition: str | None) -> None:
-    """Write `frame` so that `target` is at every moment the old output or the whole new one."""
-    suffix = Path(target).suffix
-    if is_remote(target):  # an upload becomes visible when it is complete
-        sink(frame, target, suffix, partition)
+def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None:
+    """Parquet with page checksums, which Polars does not write; made in one thread, written in another."""
+    import pyarrow.parquet as pq
+
+    empty = pl.DataFrame(schema=frame.collect_schema())
+    schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    options = PARQUET | {"use_dictionary": [c for c, dtype in empty.schema.items() if not dtype.is_float()]}
+    blocks = frame.collect_batches(chunk_size=BLOCK, maintain_order=True, engine="streaming")
+    tables = (block.to_arrow(compat_level=pl.CompatLevel.oldest()) for block in ahead(iter(blocks)))
+    if not partition:
+        with pq.ParquetWriter(path, schema, **options) as writer:
+            for table in tables:
+                writer.write_table(table)
         return
-    final = Path(target)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
-        beside, replaced = Path(folder) / final.name, Path(folder) / "replaced"
-        sink(frame, str(beside), suffix, partition)
-        if not (partition and final.exists()):
-            beside.replace(final)
-            return
-        final.rename(replaced)  # a folder with content cannot be replaced in one step
+    import pyarrow.dataset as ds  # slow to import
+
+    ds.write_dataset(
+        pa.RecordBatchReader.from_batches(schema, (batch for table in tables for batch in table.to_batches())),
+        path,
+        format="parquet",
+        file_options=ds.ParquetFileFormat().make_write_options(**options),
+        partitioning=ds.partitioning(pa.schema([schema.field(partition)]), flavor="hive"),
+        basename_template="{i}.parquet",
+        min_rows_per_group=BLOCK,
+        max_rows_per_group=BLOCK,
+        use_threads=False,  # keeps the order of the rows
+    )
+
+
+def ahead(items: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same items, of which the next is made in another thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+@contextlib.contextmanager
+def workspace(final: Path) -> Iterator[Path]:
+    """An empty folder beside `final` to write in, for one run at a time; what a killed one left there is tidied."""
+    folder = final.with_name(f".{final.name}.tmp")
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink() or (fcntl and folder.stat().st_uid != os.geteuid()):
+        raise Stop(f"{folder}: is not this user's own folder. Remove it, or give another -o.")
+    with (folder / "lock").open("w") as lock:
         try:
-            beside.rename(final)
-        except BaseException:
-            replaced.rename(final)
-            raise
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):  # held by another run, or just removed by it
+            raise Stop(f"-o {final}: another run is writing it. Wait for that, or give another name.") from None
+        except OSError as error:  # a file system without locks; the folder is ours all the same
+            say(f"note: {folder}: no lock ({reason(error)}). Do not run two with one -o.")
+        if (folder / "old").exists() and not final.exists():  # killed between the two renames of `write`
+            (folder / "old").rename(final)
+        for left in set(folder.iterdir()) - {folder / "lock"}:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    name, here = ("renameatx_np", -2) if sys.platform == "darwin" else ("renameat2", -100)
+    call = getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), 2) == 0
+
+
+def write(frame: pl.LazyFrame, target: str, partition: str | None, good: Callable[[], bool]) -> bool:
+    """Write `frame` so that `target` is at every moment the old output or the whole new one.
+
+    False, with the old one left in place, when what was written is not `good`.
+    """
+    suffix = "" if partition else Path(target).suffix
+    beside = Path(tempfile.gettempdir()) / re.sub(r"\W", "_", target) if is_remote(target) else Path(target)
+    with workspace(beside) as folder:
+        new, old = folder / "new", folder / "old"
+        sink(frame, new, suffix, partition)
+        if not good():
+            return False
+        if is_remote(target):  # an upload becomes visible when it is complete
+            from pyarrow.fs import LocalFileSystem, copy_files
+
+            system, path = locate(target)
+            for file in [file for file in new.rglob("*") if file.is_file()] if partition else [new]:
+                there = f"{path}/{file.relative_to(new).as_posix()}" if partition else path
+                copy_files(str(file), there, source_filesystem=LocalFileSystem(), destination_filesystem=system)
+        elif not beside.is_dir():
+            new.replace(beside)
+        elif not exchange(new, beside):  # elsewhere a folder with content cannot be replaced in one step
+            beside.rename(old)
+            new.rename(beside)
+    return True
 
 
 # ---- Summary ----------------------------------------------------------------------------------------------------
@@ -892,60 +1057,63 @@ def counted(names: Sequence[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")
 
 
-def print_steps(console: Console, steps: Sequence[tuple[str, int]], left: int) -> None:
+def show(label: str, text: str = "") -> None:
+    """Print a line of results to stdout: `text`, wrapped, right of the label. Its reader may have gone."""
+    width = shutil.get_terminal_size().columns
+    lines = textwrap.wrap(plain(text), max(width - len(label), 20), break_long_words=False, break_on_hyphens=False)
+    try:
+        print(plain(label) + ("\n" + " " * len(label)).join(lines), flush=True)
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+
+
+def show_progress(text: str) -> None:
+    """Show a passing line on a terminal's stderr, and nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="\r", file=sys.stderr, flush=True)
+
+
+def show_steps(steps: Sequence[tuple[str, int]], left: int) -> None:
     """How many runs came in, what each step dropped, and how many are left."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", no_wrap=True)
     (first, total), *drops = steps
-    table.add_row(first, f"{total:,}")
-    for label, count in drops:
-        table.add_row(f"  {label}", f"-{count:,}" if count else "0")
-    table.add_row("runs out", f"{left:,}")
-    console.print(table)
+    table = [(first, f"{total:,}"), *((f"  {label}", f"-{count:,}" if count else "0") for label, count in drops)]
+    table.append(("runs out", f"{left:,}"))
+    labels, counts = (max(map(len, column)) for column in zip(*table, strict=True))
+    for label, count in table:
+        show(f"{label:<{labels}}  {count:>{counts}}")
 
 
-def print_values(console: Console, kept: pl.DataFrame) -> None:
+def show_values(kept: pl.DataFrame) -> None:
     """The projects, stages, archs and datasets of the runs that stay, with counts, most frequent first."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for column in ("project", "stage", "arch", "dataset"):
-        if column in kept.columns:
-            counts = Counter(kept[column].to_list())
-            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
-            table.add_row(column, counted([f"{'-' if value is None else value} ({n:,})" for value, n in ranked], 12))
-    console.print(table)
+    for column in [c for c in ("project", "stage", "arch", "dataset") if c in kept.columns]:
+        counts = Counter(kept[column].to_list())
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
+        show(f"{column:<9}", counted([f"{'-' if value is None else value} ({n:,})" for value, n in ranked], 12))
 
 
-def print_columns(console: Console, exports: Sequence[Export], changes: dict[str, str]) -> None:
+def show_columns(exports: Sequence[Export], changes: dict[str, str]) -> None:
     """Which columns stand in only some of the files, and which changed their type and why."""
     files = Counter(column for export in exports for column in export.schema)
-    partial_columns = sorted(column for column, count in files.items() if count < len(exports))
-    if partial_columns:
-        console.print(f"{many(len(partial_columns), 'column')} in only some files: {counted(partial_columns)}")
+    if some := sorted(column for column, count in files.items() if count < len(exports)):
+        show("", f"{many(len(some), 'column')} in only some files: {counted(some)}")
     if changes:
-        console.print(f"{many(len(changes), 'column')} of another type in some files, now of one:")
-        for column, why in sorted(changes.items())[:10]:
-            console.print(f"  {column}: {why}")
-        if len(changes) > 10:
-            console.print(f"  and {len(changes) - 10:,} more")
+        show("", f"{many(len(changes), 'column')} of another type in some files, now of one:")
+        why = [f"{column}: {why}" for column, why in sorted(changes.items())]
+        for line in why[:10] + [f"and {len(why) - 10:,} more"] * (len(why) > 10):
+            show("  ", line)
 
 
-def print_unmatched(console: Console, kept: pl.DataFrame, rules: dict[str, Rule]) -> None:
-    """How many names told nothing, and the first few of them."""
-
-    flags = {"asymmetric_flag", "pearl_flag"}
-    told = [pl.col(column) if column in flags else pl.col(column).is_not_null() for column in rules]
+def show_names(kept: pl.DataFrame, rules: dict[str, Rule], pairs: dict[str, str]) -> None:
+    """In how many runs a name contradicts the config (Bool columns `__k`, ...), and how many names told nothing."""
+    for column, config in pairs.items():
+        if differ := kept[f"__{column}"].sum():
+            show("", f"{column}: {config} says otherwise in {differ:,} of {many(len(kept), 'run')}; {column} is used")
+    told = [pl.col(c) if c in ("asymmetric_flag", "pearl_flag") else pl.col(c).is_not_null() for c in rules]
     matched = enrich(kept.select("name").lazy(), rules).select(pl.any_horizontal(pl.lit(False), *told)).collect()
     silent = kept["name"].filter(~matched.to_series())
     if len(silent):
         names = silent.unique(maintain_order=True).fill_null("-").to_list()
-        console.print(f"{many(len(silent), 'run')} whose name matched no pattern: {counted(names)}")
+        show("", f"{many(len(silent), 'run')} whose name matched no pattern: {counted(names)}")
 
 
 # ---- Command line -----------------------------------------------------------------------------------------------
@@ -955,31 +1123,16 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; `--help` and every error here answer without Polars."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "inputs",
-        nargs="*",
-        metavar="INPUT",
-        default=[DEFAULT_INPUT],
-        help=f"runs files, folders, globs or s3:// addresses, in any mix (default: {DEFAULT_INPUT}/)",
-    )
-    add(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help=f".parquet, .csv, .ndjson or .arrow, also s3:// (default: {DEFAULT_OUTPUT})",
-    )
-    add(
-        "--columns", metavar="GLOBS", help="only these columns, comma-separated: 'id,name,config_model_*,metric_test_*'"
-    )
+    where = f"runs files, folders, globs or s3:// addresses, in any mix (default: {DEFAULT_INPUT}/)"
+    add("inputs", nargs="*", metavar="INPUT", help=where)
+    formats = f".parquet, .csv, .ndjson or .arrow, also s3:// (default: {DEFAULT_OUTPUT})"
+    add("-o", "--output", metavar="FILE", help=formats)
+    columns = "only these columns, comma-separated: 'id,name,config_model_*,metric_test_*'"
+    add("--columns", metavar="GLOBS", help=columns)
     add("--partition-by", metavar="COLUMN", help="write a Hive-partitioned folder of Parquet files by this column")
     which = parser.add_argument_group("which runs (all conditions together)").add_argument
-    which(
-        "--state",
-        action="append",
-        choices=STATES,
-        metavar="STATE",
-        help=f"{', '.join(STATES)}; repeat for any of several",
-    )
+    states = f"{', '.join(STATES)} or all; several with commas, or repeat it (default: all)"
+    which("--state", type=parse_states, action="extend", metavar="STATE,..", help=states)
     which("--filter", metavar="REGEX", help="the run's name holds this")
     which("--project", metavar="REGEX", help="the project's name holds this")
     which("--entity", metavar="REGEX", help="the entity's name holds this")
@@ -987,22 +1140,13 @@ def parse_arguments() -> argparse.Namespace:
     which("--since", type=parse_when, metavar="WHEN", help="created at or after: 24h, 7d, 2025-10-01, 2025-10-01T12:30")
     which("--until", type=parse_when, metavar="WHEN", help="created before")
     which("--where", metavar="SQL", help="a condition over the output's columns: 'k >= 16 AND metric_test_mse < 0.5'")
-    which(
-        "--protocol",
-        choices=("distribution", "single_graph", "all"),
-        default="distribution",
-        help="how the data were split (default: %(default)s)",
-    )
+    protocols, split = ("distribution", "single_graph", "all"), "how the data were split (default: %(default)s)"
+    which("--protocol", choices=protocols, default="distribution", help=split)
     names = parser.add_argument_group("what the names say").add_argument
-    names("--no-enrich", action="store_true", help="add no columns from names and config")
-    names(
-        "--rule",
-        action="append",
-        default=[],
-        metavar="NAME=REGEX",
-        help="add a column: the regex's group 1, or its whole match, in the run's name; repeatable",
-    )
+    rule = "add a column: the regex's group 1, or its whole match, in the run's name; repeatable"
+    names("--rule", action="append", default=[], metavar="NAME=REGEX", help=rule)
     names("--rules", metavar="FILE", help="a TOML file with another lab's patterns in place of the built-in ones")
+    names("--no-enrich", action="store_true", help="add no columns from names and config")
     args = parser.parse_args()
     if args.no_enrich and (args.rule or args.rules):
         parser.error("--rule and --rules add columns from names, which --no-enrich turns off")
@@ -1011,13 +1155,14 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[str, Rule]) -> None:
-    """Choose the runs, write them, and print the summary. Raises `Stop` with code 1 when no run is left."""
-    from rich.console import Console
+def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[str, Rule]) -> bool:
+    """Choose the runs, write them, and print the summary. Raises `Stop` with code 1 when no run is left.
 
+    False, with the older output left in place, when a file changed or proved damaged while it was read.
+    """
     chosen = filters(args)
     types, changes = resolve_types(exports)
-    merged = stack([read_rows(export, types, number) for number, export in enumerate(exports)])
+    merged = scan(exports, types)
     numbers = number_rules(merged, rules)
 
     def added(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -1026,23 +1171,27 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
         return wide.drop(rules) if args.no_enrich else wide
 
     frame = added(merged)
+    pairs = partners(list(frame.collect_schema()))
     if args.where:
-        check_where(args.where, frame.collect_schema())
-    rows = survey(frame, chosen)
+        frame = with_where(frame, args.where)
+    flags = dict(chosen)
+    flags |= {f"__{column}": contradicts(column, config) for column, config in pairs.items()}
+    rows = survey(frame, flags)
+    if not intact(exports):
+        return False
     stays = newest_copies(rows, exports)
     steps = [(f"runs in {many(len(exports), 'file')}", len(rows))]
     steps.append(("older copies of runs that a newer export holds", len(rows) - stays.sum()))
-    for number, (label, _) in enumerate(chosen):
-        after = stays & rows[str(number)]
+    for label, _ in chosen:
+        after = stays & rows[label]
         steps.append((label, stays.sum() - after.sum()))
         stays = after
     kept = rows.filter(stays)
 
-    console = Console(highlight=False, markup=False, emoji=False)
     if kept.is_empty():
-        print_steps(console, steps, 0)
+        show_steps(steps, 0)
         raise Stop(f"no run is left, so {args.output} was not written. See above which condition removed them.", 1)
-    frame = added(pick(kept, exports, types))
+    frame = added(pick(rows, stays, exports, types))
     if args.no_enrich:
         frame = frame.drop("protocol")
     available = column_order(frame.collect_schema())
@@ -1051,25 +1200,15 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
     columns = choose_columns(args.columns, available)
     if args.partition_by and args.partition_by not in columns:
         columns.append(args.partition_by)
-    with Console(stderr=True).status(f"writing {many(len(kept), 'run')}"):  # shown on a terminal only
-        write(frame.select(columns), args.output, args.partition_by)
-
-    print_steps(console, steps, len(kept))
-    print_values(console, kept)
-    print_columns(console, exports, changes)
+    if not write(frame.select(columns), args.output, args.partition_by, partial(intact, exports)):
+        return False
+    show_steps(steps, len(kept))
+    show_values(kept)
+    show_columns(exports, changes)
     if not args.no_enrich:
-        print_unmatched(console, kept, rules)
+        show_names(kept, rules, pairs)
     say(f"Saved {many(len(kept), 'run')} ({many(len(columns), 'column')}) to {args.output}")
-
-
-def unreadable(path: str) -> str | None:
-    """Why the rows of a file whose footer was fine cannot be read; None when they can."""
-
-    try:
-        pl.scan_parquet(path).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        return reason(error)
-    return None
+    return True
 
 
 def main() -> int:
@@ -1078,21 +1217,27 @@ def main() -> int:
 
     rules = dict(RULES) if args.no_enrich else read_rules(args.rule, args.rules)
     filters(args)  # a mistake in a condition is told before any file is looked for
-    exports, skipped = read_exports(args.inputs or [DEFAULT_INPUT])
-    check_output(args.output, args.partition_by, [export.path for export in exports])
-    while exports:
+    broken: dict[str, str] = {}
+    said: list[str] = []
+    for _ in range(10):
+        exports, notes, failed = read_exports(args.inputs or [DEFAULT_INPUT], broken)
+        for note in [note for note in notes if note not in said]:
+            say(note)
+        said += notes
+        if not exports:
+            raise Stop("no export is left to read. Make some with export_runs.py, or name files, folders or globs.")
+        check_output(args.output, args.partition_by, [export.path for export in exports])
         try:
-            aggregate(args, exports, rules)
-            return 1 if skipped else 0
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:  # damaged files can do either
-            broken = {export.path: why for export in exports if (why := unreadable(export.path))}
-            if not broken:
+            done = aggregate(args, exports, rules)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            if intact(exports):
                 raise Stop(f"{args.output} was not written: {reason(error)}", 1) from None
-        for path, why in broken.items():
-            say(f"skipped {path}: its rows cannot be read ({why})")
-        skipped += len(broken)
-        exports = [export for export in exports if export.path not in broken]
-    raise Stop("no export is left to read. Make some with export_runs.py, or name files, folders or globs.")
+            done = False
+        if done:
+            return 1 if failed else 0
+        same = [export for export in exports if export.fault and version(export.path) == export.version]
+        broken |= {export.path: f"its rows cannot be read ({export.fault})" for export in same}
+    raise Stop("the exports change faster than they can be read. Run it again when no export is under way.", 1)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,18 @@ Reads what export_runs.py or aggregate_runs.py wrote; needs neither of them, nor
 from __future__ import annotations
 
 import argparse
+import base64
+import bisect
+import contextlib
 import difflib
-import glob
+import fnmatch
+import functools
+import hashlib
 import html
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -37,7 +43,9 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import NormalDist, fmean, stdev
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -51,32 +59,47 @@ FOLDER = Path("wandb_export")  # where export_runs.py puts its files
 MEASURES = ("mse", "loss", "accuracy", "acc", "f1", "auroc", "auc", "mae", "rmse", "r2")
 DEFAULT_METRICS = [split + measure for split in ("test/", "val/", "validation/", "eval/", "") for measure in MEASURES]
 
-# Names of metrics where more is better; only hints and the direction of --best-by depend on it.
-SCORE = re.compile(
-    r"(?:^|_)(?:acc|accuracy|f1|auc|auroc|auprc|map|r2|precision|recall|iou|dice|bleu|psnr|ssim|reward|score)(?:_|\d|$)"
+# Words of metric names that say whether more is better or less. The last one in a name decides: `acc_loss` is an error.
+DIRECTION = re.compile(
+    r"(?:^|_)(?:(?P<score>acc|accuracy|f1|auc|auroc|auprc|map|r2|precision|recall|iou|dice|bleu|rouge|psnr|ssim|reward|"
+    r"return|score|validity|uniqueness|novelty|ndcg|mrr|hits?)|(?P<error>[a-z]*(?:loss|losses|mse|mae|errors?|nll|"
+    r"perplexity)|err|ppl|wer|cer|fid|mmd))(?=_|\d|$)"
 )
 
-# Config columns that name a run rather than describe it, if no two runs share a value; numbers or text.
-PER_RUN = re.compile(
-    r"^config_name$|_(?:run_?name|exp_?name|experiment_name|id|run_?id|uuid|pid|port|job|jobid|host|hostname|nodelist|"
-    r"timestamp|start_time|date|datetime|dir|logdir|folder|path|file|filename|checkpoint|ckpt|command|cmd)$"
+# Config keys, in the spelling of columns, that name a run: ids, hosts, dates, folders, commits, jobs, loggers. Unless,
+# as SOURCE has it, they name what the run started from.
+LABEL = re.compile(
+    r"(?:.*_)?(?:(?:uuid|guid|pid|host|hostname|date|datetime|timestamp|commit|sha|git|slurm|wandb|logger|mlflow|"
+    r"tensorboard)(?:_.*)?|(?:run|job|trial|display)_?(?:name|number|num|no)|(?:run|job|trial|exp)?id|job|folder|paths?|"
+    r"(?:out|log|save|work|run)?dir|file|filename|node|node_?name|nodelist|machine|port|user|username|command|cmd|cwd|"
+    r"(?:start|end|launch)_?time|(?:created|started|launched)(?:_at|_on)?|(?:local|global|node)_rank|master_addr)|name"
+)
+SOURCE = re.compile(
+    r"(?:.*_)?(?:data|datasets?|train|valid|val|test|model|pretrained|init|teacher|tokenizer|vocab|config|cfg|env|fold|"
+    r"split|subject|domain|layer)_(?:name_or_)?(?:id|dir|folder|paths?|file|filename)"
 )
 
 # Columns that say what is to be solved, not how: choosing among their values is choosing the easiest.
-TASK = re.compile(r"^(?:dataset|protocol|eps_parsed)$|^config_(?:data_)?(?:dataset|graph_type|noise)")
+TASK = re.compile(
+    r"^(?:dataset|protocol|eps_parsed)$|^config_(?:data_)?(?:dataset|graph_type|noise)|"
+    r"^config_(?:env(?:_id|_name)?|data_(?:dir|path|root|file))$"
+)
 
 # W&B's own fields of a run; every other column without `config_` or `metric_` was parsed from names.
 RUN_COLUMNS = frozenset(
     (
         *("id", "name", "entity", "project", "state", "url", "created_at", "heartbeat_at", "tags", "user", "group"),
         *("job_type", "sweep", "notes", "commit", "last_step", "runtime_seconds", "history_rows"),
+        "best_step",  # with --at-best
     )
 )
 
+TOP = 10  # runs that are shown without --top
+ROWS = 100  # rows of a query's result that are shown without --top
 GRID = 400  # points of a learning curve; more are binned
 
 # Columns of a top list beside the name and the metric, from left to right, as long as there is room.
-CONTEXT = ("arch", "dataset", "k", "lr", "wd", "seed", "project")
+CONTEXT = ("best_step", "arch", "dataset", "k", "lr", "wd", "seed", "project")
 
 ALIASES = {"architecture": "arch"}
 
@@ -123,7 +146,8 @@ def finish(main: Callable[[], int]) -> NoReturn:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed by the caller: the next file opened would take its place
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            setattr(sys, name, open(number, "r+" if number == 0 else "w", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name that the terminal's encoding lacks
     try:
         code = main()
         sys.stdout.flush()
@@ -133,17 +157,27 @@ def finish(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         code = 130
-    except (BrokenPipeError, SystemExit) as error:  # the reader of our stdout, `head` for example, has seen enough
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # which rich turns so
+    except SystemExit as end:  # after --help, or as rich turns a BrokenPipeError
+        code = 0 if isinstance(end.__context__, BrokenPipeError) else int(end.code or 0)
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # one more byte, for what failed may be gone from the buffer
+        except BrokenPipeError:  # the reader of our results, `head` for example, has seen enough
+            code = 0
+        else:  # what broke is another connection
+            say("error: a connection was closed from the other side. Try again.")
+            code = 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "new thread" not in str(error):
             raise
-        code = 0
-    except MemoryError:
         say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
         code = 1
     except OSError as error:
         say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
         code = 1
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)  # at once: worker threads may still wait for a server, and there is nothing left to clean up
 
 
@@ -293,6 +327,31 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     return (frame if "model_type" in schema else frame.with_columns(model_type=family)).drop("__words")
 
 
+# Where a config says what names say: `k` may be config_k or config_model_k, `lr` also config_learning_rate.
+SECTIONS = "(?:(?:model|optimizer|optim|data|training|trainer|train|hparams|args)_)?"
+SYNONYMS = {"arch": "arch|architecture", "lr": "lr|learning_rate", "wd": "wd|weight_decay"}
+
+
+def partners(columns: Sequence[str]) -> dict[str, str]:
+    """Of `columns`, those that names fill -> the config column that says the same: `k` -> `config_model_k`."""
+    found = {}
+    for column in [c for c in RULES if c in columns and c != "model_type"]:  # which is a family, in words of our own
+        word = column.removesuffix("_parsed")
+        same = re.compile(f"config_{SECTIONS}(?:{SYNONYMS.get(word, word)})")
+        if there := [c for c in columns if same.fullmatch(c)]:
+            found[column] = min(there, key=len)
+    return found
+
+
+def contradicts(column: str, config: str) -> pl.Expr:
+    """Whether a run's name and its config say different things: numbers, or words of which neither holds the other."""
+
+    a, b = (pl.col(c).cast(pl.Float64, strict=False) for c in (column, config))
+    one, two = (pl.col(c).cast(pl.String).str.to_lowercase() for c in (column, config))
+    words = one.str.contains(two, literal=True) | two.str.contains(one, literal=True)
+    return pl.coalesce((a - b).abs() > 1e-6 * b.abs(), ~words).fill_null(False)
+
+
 # --- end run names ---
 
 
@@ -307,6 +366,7 @@ class Runs:
     schema: dict[str, pl.DataType]
     keys: dict[str, str]  # column -> its key as W&B spells it
     files: list[Path]
+    damaged: int = 0  # Parquet files that should hold runs and cannot be read
 
 
 @dataclass(frozen=True)
@@ -320,6 +380,7 @@ class Column:
     to: str | None = None  # the upper end: `[value, to]`
     best: str | None = None  # "min" or "max": mark the best row
     within: tuple[str, ...] = ()  # the best among the rows that are equal in these columns
+    near: str | None = None  # a Boolean column: mark with ≈ what is not told apart from the best
     key: bool = False  # says which row this is: always shown
 
 
@@ -331,60 +392,83 @@ class Answer:
     frame: pl.DataFrame
     columns: list[Column]
     notes: list[str] = field(default_factory=list)  # results in words: printed below the table
-    rows: list[int] | None = None  # of a long frame, the rows that are printed
+    rows: int | list[int] | None = None  # of a long frame, the rows that are printed: the first ones, or these
     draw: Callable[[], alt.TopLevelMixin] | None = None
+    closing: Answer | None = None  # a second table, shown below the first
 
 
 # Input: which files, which columns, which runs ------------------------------------------------------------------------
 
 
 def find_files(inputs: Sequence[str]) -> list[Path]:
-    """The Parquet files of runs that `inputs` (files, folders, globs) name; with none, the newest of `FOLDER`."""
+    """What `inputs` (files, folders, globs) name, each once; with none, of the exports in `FOLDER` the one made last.
+
+    Of a folder the `*_runs.parquet` files. What exists is a path, whatever characters it holds, and no glob.
+    """
     if not inputs:
-        found = sorted(FOLDER.glob("*_runs.parquet"), key=lambda path: path.stat().st_mtime, reverse=True)
+        found = [path for path in FOLDER.glob("*_runs.parquet") if path.is_file()]
         if not found:
             raise Stop(f"no *_runs.parquet in {FOLDER}/. Export runs first (export_runs.py), or name a file.")
+        found.sort(key=exported_at, reverse=True)
         say(f"Reading {found[0]}" + (f", the newest of {len(found)}; not read:" if found[1:] else ""))
         for other in found[1:]:
             say(f"  {other}")
         return found[:1]
     files: list[Path] = []
-    for text in inputs:
-        path = Path(text).expanduser()
-        found = sorted(path.glob("*_runs.parquet")) if path.is_dir() else [path] if path.is_file() else []
-        if not path.exists():
-            # A glob brings the history files along; --curves finds them by itself.
-            matches = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (Path.glob takes no absolute one)
-            found = [match for match in matches if match.is_file() and not match.name.endswith("_history.parquet")]
+    for path in (Path(text).expanduser() for text in inputs):
+        if path.is_dir():
+            found = [file for file in sorted(path.glob("*_runs.parquet")) if file.is_file()] or [path]
+        elif path.exists():
+            found = [path]
+        else:  # what exists of it, `exp[1]/` of `exp[1]/*`, is a path too
+            start = next(parent for parent in path.parents if parent.exists())
+            found = sorted(m for m in start.glob(str(path.relative_to(start))) if not m.name.startswith("."))
         if not found:
-            beside = path if path.is_dir() else path.parent
-            near = nearest(path.name, (file.name for file in beside.glob("*.parquet")))
-            raise Stop(f"no file of runs at {text}.{near} Name *_runs.parquet files, a folder with them, or a glob.")
+            near = nearest(path.name, (file.name for file in path.parent.glob("*.parquet")))
+            raise Stop(f"no file of runs at {path}.{near} Name *_runs.parquet files, a folder with them, or a glob.")
         files += found
     return list(dict.fromkeys(files))
 
 
-def scan(path: Path) -> pl.LazyFrame:
-    """Scan one file of runs, with the columns parsed from names if aggregate_runs.py did not add them already."""
+def exported_at(path: Path) -> float:
+    """When the runs in a file were exported, in seconds: what its footer says, else when the file changed."""
 
+    if not path.is_file():  # a FIFO would never answer
+        return 0.0
+    try:
+        when = datetime.fromisoformat(json.loads(pl.read_parquet_metadata(path)["wandb_tools"])["exported_at"])
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, KeyError, TypeError, ValueError):
+        return path.stat().st_mtime
+
+
+def scan(path: Path) -> pl.LazyFrame:
+    """Scan one file of runs, with the columns parsed from names if aggregate_runs.py did not add them already.
+
+    Raises `Stop` for what is no file of runs; with code 1 if it should be one: a Parquet file that cannot be read.
+    """
+
+    if path.is_dir():
+        raise Stop(f"{path} is a folder without *_runs.parquet. Name *_runs.parquet files, or a folder with them.")
+    if not path.is_file():
+        raise Stop(f"{path} is no regular file.")
     try:
         frame = pl.scan_parquet(path, glob=False)
         schema = frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise Stop(f"{path} is no Parquet file that can be read: {first_line(error)}.") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        what = f"{path} is no Parquet file that can be read: {first_line(error)}."
+        raise Stop(what, 1 if path.suffix == ".parquet" else 2) from None
     if "run_id" in schema and "_step" in schema:
         raise Stop(f"{path} is a history file. Name the file of runs beside it; --curves finds the history.")
     if "name" not in schema:
         raise Stop(f"{path} has no column `name`: it is no file of runs, as export_runs.py writes them.")
-    if "_source_file" not in schema:
-        frame = enrich(frame)
-    return frame
+    return frame if "_source_file" in schema else enrich(frame)
 
 
 def common_type(types: set[pl.DataType]) -> pl.DataType:
     """The type that keeps every value of columns of `types`: theirs if equal, Float64 for numbers, else String."""
 
-    types = types - {pl.Null()}
+    types = {dtype for dtype in types if dtype not in (pl.Null, pl.List(pl.Null))} or types
     if len(types) <= 1:
         return next(iter(types), pl.Null())
     return pl.Float64() if all(t.is_numeric() for t in types) else pl.String()
@@ -406,22 +490,40 @@ def align(frames: list[pl.LazyFrame]) -> tuple[pl.LazyFrame, dict[str, pl.DataTy
 
 
 def read(files: list[Path]) -> Runs:
-    """Scan `files` as one frame: columns by name, types aligned, a run that stands in several files once.
+    """Scan those of `files` that hold runs as one frame: columns by name, types aligned.
 
-    Where several files hold a run (entity, project, id), the newest file has the say.
+    Where several files hold a run (entity, project, id), the export that was made last has the say. Other files, and
+    aggregates beside raw exports, are left out with a word. Raises `Stop` where no file holds runs.
     """
 
-    if files[1:]:
-        files = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
-    frame, target = align([scan(path) for path in files])
-    if files[1:]:
-        identity = [c for c in ("entity", "project", "id") if c in target]
-        if "id" in identity:
-            total, distinct = frame.select(pl.len(), pl.struct(identity).n_unique().alias("n")).collect().row(0)
-            if distinct < total:
-                say(f"{total - distinct} of {total} runs stand in several files; each counts once.")
-                frame = frame.unique(identity, keep="first", maintain_order=True)
-    return Runs(frame, target, read_keys(files), files)
+    frames: dict[Path, pl.LazyFrame] = {}
+    others: dict[Path, Stop] = {}
+    for path in sorted(files, key=exported_at, reverse=True) if files[1:] else files:
+        try:
+            frames[path] = scan(path)
+        except Stop as stop:
+            others[path] = stop
+    if not frames:
+        raise Stop(str(next(iter(others.values()))))
+    damaged = [stop for stop in others.values() if stop.code == 1]
+    for stop in damaged:
+        say(f"warning: left out: {stop}")
+    aside = [path for path, stop in others.items() if stop.code != 1]
+    aggregates = [path for path in frames if "_source_file" in frames[path].collect_schema()]
+    if len(aggregates) < len(frames):
+        aside += aggregates
+        frames = {path: frame for path, frame in frames.items() if path not in aggregates}
+    if aside:
+        listed = ", ".join(sorted(path.name for path in aside)[:4]) + (", ..." if aside[4:] else "")
+        say(f"{len(aside)} of {len(files)} files left out, no exports of runs: {listed}")
+    frame, target = align(list(frames.values()))
+    identity = [c for c in ("entity", "project", "id") if c in target]
+    if len(frames) > 1 and "id" in identity:
+        total, distinct = collect(frame.select(pl.len(), pl.struct(identity).n_unique().alias("n")), "the files").row(0)
+        if distinct < total:
+            say(f"{total - distinct} of {total} runs stand in several files; each counts once.")
+            frame = frame.unique(identity, keep="first", maintain_order=True)
+    return Runs(frame, target, read_keys(list(frames)), list(frames), len(damaged))
 
 
 def read_keys(files: list[Path]) -> dict[str, str]:
@@ -429,10 +531,11 @@ def read_keys(files: list[Path]) -> dict[str, str]:
     keys: dict[str, str] = {}
     for path in files:
         own = path.with_name(path.name.removesuffix("_runs.parquet") + "_metadata.json")
-        for beside in [own] if own.exists() else sorted(path.parent.glob("*_metadata.json")):
+        for beside in [own] if own.is_file() else sorted(path.parent.glob("*_metadata.json")):
             try:
-                found = json.loads(beside.read_text(encoding="utf-8")).get("columns", {})
-            except (OSError, ValueError, AttributeError) as error:
+                found = json.loads(beside.read_text(encoding="utf-8")).get("columns") or {}
+                found = {column: key for column, key in found.items() if isinstance(key, str)}
+            except (OSError, ValueError, AttributeError, RecursionError) as error:
                 say(f"warning: {beside} cannot be read ({first_line(error)}); keys cannot be named as W&B spells them.")
                 continue
             keys = found | keys
@@ -455,18 +558,45 @@ def unknown(word: str, columns: Iterable[str], what: str = "column") -> Stop:
 
 
 def find(word: str, runs: Runs) -> str | None:
-    """The column that `word` means: its own name, W&B's key, or a name without `config_`, `metric_`, `_parsed`."""
+    """The column that `word` means: its own name, W&B's key, or a name without `config_`, `metric_`, `_parsed`.
+
+    A column that names fill, and none of these names did, stands back behind the config's column of that name.
+    """
     spelled = column_name(ALIASES.get(word, word))
     by_key = [column for column, key in runs.keys.items() if key == word]
     candidates = (word, *by_key, spelled, f"config_{spelled}", f"{spelled}_parsed", f"metric_{spelled}")
-    return next((column for column in candidates if column in runs.schema), None)
+    found = next((column for column in candidates if column in runs.schema), None)
+    config = partners(list(runs.schema)).get(found or "")
+    return config if config and not take(runs, [found])[found].count() else found
 
 
 def resolve(word: str, runs: Runs) -> str:
-    """The column that `word` means, as `find` finds it; an error with the nearest names if there is none."""
-    if column := find(word.strip(), runs):
-        return column
-    raise unknown(word.strip(), runs.schema)
+    """The column that `word` means, as `find` finds it; an error with the nearest names if there is none.
+
+    Says where the column and its like, of names and of the config, contradict each other, and which is used.
+    """
+    column = find(word.strip(), runs)
+    if not column:
+        raise unknown(word.strip(), runs.schema)
+    for named, config in partners(list(runs.schema)).items():
+        if column in (named, config):
+            say_contradiction(runs, named, config, column)
+    return column
+
+
+def resolve_globs(words: str, runs: Runs) -> list[str]:
+    """The columns that a list of globs and short words means; a short word every column of its name, `seed` all seeds.
+
+    Matched with column names, with and without `config_` and `_parsed`, and with W&B's keys, in any case.
+    """
+    found: list[str] = []
+    for word in filter(None, map(str.strip, words.split(","))):
+        names = {c: (c, short(c), runs.keys.get(c, c)) for c in runs.schema if kind(c) in ("config", "name", "run")}
+        hits = [c for c, spelled in names.items() if any(fnmatch.fnmatch(s.lower(), word.lower()) for s in spelled)]
+        hits += [c for c in names if word == "seed" and is_seed(c)]
+        hits += [config for named, config in partners(list(runs.schema)).items() if named in hits]
+        found += hits or [resolve(word, runs)]
+    return list(dict.fromkeys(found))
 
 
 def resolve_metric(word: str, runs: Runs) -> str:
@@ -486,17 +616,17 @@ def resolve_all(words: str, runs: Runs) -> list[str]:
     return list(dict.fromkeys(resolve(word, runs) for word in words.split(",") if word.strip()))
 
 
-def condition(text: str, runs: Runs) -> pl.Expr:
-    """The Polars SQL condition of --where; its columns must exist."""
+def where(text: str, runs: Runs) -> pl.LazyFrame:
+    """The runs that pass the SQL condition of --where; its columns must exist."""
 
     try:
-        expression = pl.sql_expr(text)
+        names = pl.sql_expr(text).meta.root_names()
+        if missing := [name for name in names if name not in runs.schema and name not in ALIASES]:
+            raise unknown(missing[0], runs.schema)
+        # A query, not the expression, because only queries compare dates with text: created_at >= '2025-10-01'.
+        return pl.SQLContext({"runs": aliased(runs, text)}).execute(f"SELECT * FROM runs WHERE ({text})")
     except pl.exceptions.PolarsError as error:
         raise Stop(f"--where {text!r} is no SQL condition: {first_line(error)}.") from None
-    for name in expression.meta.root_names():
-        if name not in runs.schema and name not in ALIASES:
-            raise unknown(name, runs.schema)
-    return expression
 
 
 def aliased(runs: Runs, query: str) -> pl.LazyFrame:
@@ -518,31 +648,39 @@ def matching(option: str, regex: str, column: str) -> pl.Expr:
 
 
 def keep(runs: Runs, args: argparse.Namespace) -> Runs:
-    """The runs that pass --filter, --project, --protocol, --where and --state; says what the state removed."""
+    """The runs that pass --filter, --project, --protocol, --tag, --where and --state; says what the state removed."""
 
-    frame = aliased(runs, args.where or "")
+    frame = where(args.where, runs) if args.where and not args.at_best else runs.frame
     if args.filter:
         frame = frame.filter(matching("--filter", args.filter, "name"))
     if args.project:
         frame = frame.filter(matching("--project", args.project, resolve("project", runs)))
-    if args.protocol:
+    if args.protocol not in (None, "all"):
         frame = frame.filter(pl.col(resolve("protocol", runs)) == args.protocol)
-    if args.where:
-        frame = frame.filter(condition(args.where, runs))
-    states = {state.strip().lower() for state in args.state.split(",")}
+    if args.tag:
+        tags = pl.col(resolve("tags", runs))
+        frame = frame.filter(pl.any_horizontal(tags.list.contains(tag) for tag in args.tag))
+    states = args.state or ["finished"]
     state = pl.col("state") if "state" in runs.schema else pl.lit("finished").alias("state")
-    counts = frame.select(state).group_by("state").len().sort("len", "state", descending=[True, False])
-    found = dict(collect(counts, f"--where {args.where!r}" if args.where else "the files").rows())
-    if not found:
-        raise Stop("no run matches these filters. Loosen --filter, --project, --protocol or --where.", 1)
+    single = pl.col("protocol") == "single_graph" if "protocol" in runs.schema else pl.lit(False)
+    counts = frame.group_by(state).agg(pl.len(), single.sum().alias("single"))
+    counts = counts.sort("len", "state", descending=[True, False])
+    found = collect(counts, f"--where {args.where!r}" if args.where else "the files")
+    if found.is_empty():
+        raise Stop("no run matches these filters. Loosen --filter, --project, --protocol, --tag or --where.", 1)
     if "all" not in states:
-        others = {state: n for state, n in found.items() if state not in states}
-        listed = ", ".join(f"{n} {state or 'of unknown state'}" for state, n in others.items())
-        if len(others) == len(found):
-            raise Stop(f"no run is {' or '.join(sorted(states))}: {listed}. --state all takes every run.", 1)
-        if others:
-            say(f"{sum(others.values())} of {sum(found.values())} runs left out: {listed} (--state all keeps them)")
+        others = found.filter(pl.col("state").is_in(states).not_().fill_null(True))
+        listed = ", ".join(f"{n} {state or 'of unknown state'}" for state, n, _ in others.rows())
+        if others.height == found.height:
+            raise Stop(f"no run is {' or '.join(states)}: {listed}. --state all takes every run.", 1)
+        if others.height:
+            say(f"{others['len'].sum()} of {found['len'].sum()} runs left out: {listed} (--state all keeps them)")
+        found = found.filter(pl.col("state").is_in(states))
         frame = frame.filter(state.is_in(states))
+    singles, total = found["single"].sum(), found["len"].sum()
+    if not args.protocol and 0 < singles < total:
+        say(f"warning: {singles} of {total} runs are single_graph, the others distribution, and do not compare with")
+        say("         them. Name one with --protocol, or say --protocol all.")
     return replace(runs, frame=frame)
 
 
@@ -550,7 +688,7 @@ def collect(frame: pl.LazyFrame, what: str) -> pl.DataFrame:
     """Collect the frame; an error that says that `what` does not work, such as a file that is damaged inside."""
 
     try:
-        return frame.collect()
+        return frame.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise Stop(f"{what} cannot be evaluated: {first_line(error)}.") from None
 
@@ -608,10 +746,49 @@ def say_unusable(points: pl.DataFrame, metrics: Iterable[str]) -> None:
             say(f"{metric}: of {points.height} runs {', '.join(parts)}; left out")
 
 
-def hint_direction(metric: str, descending: bool) -> None:
-    """A hint when the metric's name looks like a score and the lowest would win."""
-    if SCORE.search(metric.lower()) and not descending:
-        say(f"hint: {metric} looks like a score where more is better; --descending ranks the highest first")
+def directed(word: str) -> tuple[str, str | None]:
+    """A metric and the direction that was said with it: `test/mse:min` is `test/mse` and `min`."""
+    metric, _, direction = word.strip().rpartition(":")
+    return (metric, direction) if direction in ("min", "max") else (word.strip(), None)
+
+
+def highest_wins(metric: str, said: str | None, descending: bool, reported: bool = True) -> bool:
+    """Whether the highest of `metric` is its best: the one rule about directions.
+
+    What was `said` with the metric (min or max) decides; then --descending, which speaks of the metric that is
+    `reported` and that orders (others follow it where their name tells nothing); then the name (`DIRECTION`); else the
+    lowest is the best. A name that points the other way, or that decided against the default, is said.
+    """
+    words = [match.lastgroup for match in DIRECTION.finditer(metric.lower())]
+    name = words[-1] if words else None
+    highest = said == "max" if said else name == "score" or (descending and (reported or not name))
+    looks = f"{metric} looks like " + ("a score, more is better" if name == "score" else "an error, less is better")
+    if name and (name == "score") != highest:
+        say(f"hint: {looks}; but {f':{said}' if said else '--descending'} takes the other way")
+    elif name == "score" and reported and not said and not descending:
+        say(f"hint: {looks}: the highest is the best ({metric}:min turns it)")
+    return highest
+
+
+def say_contradiction(runs: Runs, named: str, config: str, used: str) -> None:
+    """Say in how many runs the column that names filled and the config's contradict each other, and which is used."""
+    points = take(runs, [named, config])
+    if differ := points.select(contradicts(named, config).sum()).item():
+        say(f"{named} (from names) and {config} disagree in {differ} of {points.height} runs; {used} is used")
+
+
+def say_opposite(directions: dict[str, bool]) -> None:
+    """Say of which metrics the highest is the best and of which the lowest, if they differ."""
+    high, low = ([metric for metric, highest in directions.items() if highest is way] for way in (True, False))
+    if high and low:
+        say(f"hint: opposite directions: the lowest {', '.join(low)} is the best, the highest {', '.join(high)}")
+
+
+def say_nameless(points: pl.DataFrame, columns: Iterable[str]) -> None:
+    """Say how many runs no pattern knows the name of, in the columns that names fill: they stand together as `-`."""
+    for column in columns:
+        if kind(column) == "name" and (n := points[column].null_count()):
+            say(f"{column}: {n} of {points.height} runs have none, for no pattern knows their names; they stand as -")
 
 
 def short(column: str) -> str:
@@ -624,31 +801,146 @@ def names(columns: list[str]) -> str:
     return ", ".join(map(short, columns))
 
 
+# The value at the best step -------------------------------------------------------------------------------------------
+
+
+def history_files(runs: Runs) -> dict[tuple[str, str], Path]:
+    """(entity, project) -> its `_history.parquet`, beside the runs or in `FOLDER`; `Stop` if no project has one."""
+
+    folders = dict.fromkeys([*(path.parent for path in runs.files), FOLDER])  # an aggregated file may lie elsewhere
+    found: dict[tuple[str, str], Path] = {}
+    for who in take(runs, ["entity", "project"]).unique(maintain_order=True).rows():
+        wanted = [folder / "{}_{}_history.parquet".format(*who) for folder in folders]
+        if path := next(filter(Path.exists, wanted), None):
+            found[who] = path
+    if not found:
+        raise Stop(f"there is no {wanted[0]}. Export it with export_runs.py --include-history.")
+    return found
+
+
+def history_metrics(path: Path, runs: Runs) -> dict[str, str]:
+    """The keys of a history file that are metrics -> the columns that its project's metadata, or their names, say."""
+
+    beside = read_keys([path.with_name(path.name.replace("_history.parquet", "_runs.parquet"))])
+    own = {key: column for column, key in beside.items() if column.startswith("metric_")}
+    types = pl.scan_parquet(path, glob=False).collect_schema()
+    found: dict[str, str] = {}
+    for key in sorted(types, key=lambda key: (key not in own, column_name(key) != key, key)):
+        spelled = own.get(key, f"metric_{column_name(key)}")
+        column = next(c for c in (spelled, *(f"{spelled}__{n}" for n in range(2, 9999))) if c not in found.values())
+        # Text is a metric where some runs hold it as a number.
+        number_too = types[key].is_numeric() or (column in runs.schema and not types[key].is_nested())
+        if number_too and not key.startswith("_") and key not in ("run_id", "run_name", "entity", "project"):
+            found[key] = column
+    return found
+
+
+def at_best(runs: Runs, word: str, highest: bool) -> Runs:
+    """The runs with every metric as it was at the step where the run's own `word` was best, and that `best_step`.
+
+    The best step (Int64) is the first one with the lowest (`highest`: highest) finite value of the key. A `metric_*`
+    column then holds what was logged at that step, else the last finite value before it, else null. Two kinds keep the
+    value of the summary, and are true in `{column} kept`: metrics that the project's history lacks, and what a run
+    logged just once, not before its last `word`: a test after training. Runs without a finite `word` are left out.
+    The history is scanned for the key at once, for other keys when a question reads their columns; both streaming.
+    Raises `Stop` where there is no history, or no run with the key in it.
+    """
+
+    ids, found, pieces, keys = take(runs, ["entity", "project", "id"]), 0, [], {}
+    for (entity, project), path in history_files(runs).items():
+        metrics = history_metrics(path, runs)
+        keys |= {column: key for key, column in metrics.items()}
+        columns = {word, f"metric_{column_name(word)}"} & set(metrics.values())
+        chosen = metrics[word] if word in metrics else next(iter(columns), None)
+        if chosen is None:
+            continue
+        numbers = {column: pl.col(key).cast(pl.Float64, strict=False) for key, column in metrics.items()}
+        history = pl.scan_parquet(path, glob=False).select("run_id", "_step", **numbers)
+        step, y = pl.col("_step"), pl.col(chosen)
+        mine = ids.lazy().filter(entity=entity, project=project)
+        points = history.filter(y.is_finite()).join(mine, left_on="run_id", right_on="id", how="semi")
+        # One after the other, for a join of the points with themselves would hold them all.
+        ends = collect(points.group_by("run_id").agg(_y=y.max() if highest else y.min(), _end=step.max()), str(path))
+        points = points.join(ends.lazy(), on="run_id").filter(y == pl.col("_y"))
+        best = collect(points.group_by("run_id").agg(pl.min("_end"), best_step=step.min()), str(path))
+        found += best.height
+
+        at = [pl.min("best_step")]
+        for column in numbers:
+            value, this = pl.col(column), pl.col("best_step")
+            usable = ((step < this) & value.is_finite()) | ((step == this) & value.is_not_null())
+            there = value.max_by(pl.when(usable).then(step))
+            end = pl.when(value.is_not_null()).then(step).max()
+            once = there.is_null() & (value.count() == 1) & (end >= pl.min("_end"))
+            at += [pl.when(once).then(value.max()).otherwise(there).alias(column), once.alias(f"{column} kept")]
+        values = history.join(best.lazy(), on="run_id").group_by("run_id").agg(at)
+        summary = runs.frame.filter(entity=entity, project=project).drop(*numbers, "best_step", strict=False)
+        others = [c for c in runs.schema if c.startswith("metric_") and c not in numbers]
+        summary = summary.with_columns(pl.col(c).is_not_null().alias(f"{c} kept") for c in others)
+        pieces.append(summary.join(values, left_on="id", right_on="run_id", maintain_order="left"))
+    order = "highest" if highest else "lowest"
+    if not pieces:
+        raise Stop(f"there is no {word!r} in the history.{nearest(word, keys.values())}")
+    if not found:
+        raise Stop(f"no run has a finite {word} in the history. Choose another key for --at-best.", 1)
+    lacking = f"; {ids.height - found} of {ids.height} runs have none in the history: left out"
+    say(f"Metrics at the step of each run's {order} {word}{lacking if found < ids.height else ''}")
+    if "test" in word.lower():
+        say(f"warning: {word} looks like a test metric: a step chosen by it makes what is reported optimistic. Choose")
+        say("         it by a validation metric.")
+    frame, schema = align(pieces)
+    schema = {column: dtype for column, dtype in schema.items() if not column.endswith(" kept")}
+    return replace(runs, frame=frame, schema=schema, keys=runs.keys | keys)
+
+
+def say_kept(runs: Runs, metrics: Iterable[str]) -> None:
+    """With --at-best, say in how many runs the `metrics` of a question are still those of the summary."""
+
+    if "best_step" in runs.schema:
+        there = runs.frame.collect_schema()
+        flags = {metric: pl.col(f"{metric} kept").sum() for metric in metrics if f"{metric} kept" in there}
+        counts = collect(runs.frame.select(pl.len().alias("runs"), **flags), "the history").row(0, named=True)
+        for metric in filter(counts.get, flags):
+            of = f"{counts[metric]} of {counts['runs']} runs"
+            say(f"{metric}: logged after training only, or in no history, in {of}; there the summary's value stands")
+
+
 # Top runs -------------------------------------------------------------------------------------------------------------
 
 
-def top(runs: Runs, metrics: list[str], n: int, descending: bool) -> Answer:
-    """The `n` best runs by `metrics[0]`: name, metrics, what is known of the configuration, id and url."""
+def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: bool = False) -> Answer:
+    """The best runs by `metrics[0]`: rank (`#`), name, metrics, what is known of the configuration, id and url.
+
+    All of them are in the frame, and ten shown, or `n` in both. With `whole` the frame has every column, and without
+    `n` also the runs that have no finite value: last, without a rank.
+    """
 
     metric = metrics[0]
     known = [known_as for word in CONTEXT if (known_as := find(word, runs))]
     address = [column for column in ("id", "url") if column in runs.schema]
-    points = take(runs, ["name", *metrics, *known, *address])
+    columns = list(dict.fromkeys(["name", *metrics, *known, *address, *(runs.schema if whole else ())]))
+    points = collect(runs.frame.select(columns), ", ".join(map(str, runs.files)))
     say_unusable(points, [metric])
-    frame = points.with_columns(finite(metric)).filter(pl.col(metric).is_not_null())
-    frame = frame.sort(metric, descending=descending, maintain_order=True).head(n).with_row_index("#", offset=1)
-    known = [c for c in known if frame[c].null_count() < frame.height and (c != "project" or points[c].n_unique() > 1)]
-    frame = frame.select("#", "name", *metrics, *known, *address)
+    frame = points.sort(finite(metric), descending=descending, nulls_last=True, maintain_order=True)
+    ranked = points.select(finite(metric).count()).item()
+    rank = pl.int_range(1, pl.len() + 1)
+    frame = frame.select(pl.when(rank <= ranked).then(rank).alias("#"), *columns)
+    frame = frame.head(min(n, ranked) if n else frame.height if whole else ranked)
+    shown = frame.head(min(n or TOP, ranked))
+    known = [c for c in known if shown[c].null_count() < shown.height and (c != "project" or points[c].n_unique() > 1)]
+    order = "highest" if descending else "lowest"
+    always = {"best_step", *metrics[1:2]} if "best_step" in known else {}  # with --at-best
     return Answer(
-        f"Top {frame.height} of {points.height} runs by {metric} ({'highest' if descending else 'lowest'} first)",
+        f"Top {shown.height} of {points.height} runs by {metric} ({order} first)",
         frame,
         [
             Column("#", "#", key=True),
             Column("name", "name", key=True),
             Column(short(metric), metric, best="max" if descending else "min", key=True),
-            *(Column(short(column), column) for column in [*metrics[1:], *known]),
+            *(Column(short(column), column, key=column in always) for column in [*metrics[1:], *known]),
         ],
-        draw=lambda: draw_top(frame, metric),
+        rows=shown.height,
+        draw=lambda: draw_top(shown, metric),
     )
 
 
@@ -670,28 +962,35 @@ def summary(metric: str, prefix: str = "") -> list[pl.Expr]:
     return [expression.alias(f"{prefix}{name}") for name, expression in statistics.items()]
 
 
-def group(runs: Runs, by: list[str], metrics: list[str], descending: bool) -> Answer:
-    """One row per group, best mean of `metrics[0]` first: statistics of one metric, or several metrics side by side."""
+def group(runs: Runs, by: list[str], metrics: list[str], descending: Sequence[bool]) -> Answer:
+    """One row per group, best mean of `metrics[0]` first: statistics of one metric, or several metrics side by side.
+
+    `descending` says of each metric whether its highest mean is the best.
+    """
 
     points = take(runs, [*by, *metrics, *(column for column in ("name", "url") if column in runs.schema)])
     say_unusable(points, metrics)
+    say_nameless(points, by)
     prefix = {metric: f"{metric}_" if metrics[1:] else "" for metric in metrics}
     frame = points.group_by(by, maintain_order=True).agg(
         pl.len().alias("runs"), *(e for metric in metrics for e in summary(metric, prefix[metric]))
     )
-    frame = frame.sort(f"{prefix[metrics[0]]}mean", descending=descending, nulls_last=True, maintain_order=True)
-    best = "max" if descending else "min"
+    frame = frame.sort(f"{prefix[metrics[0]]}mean", descending=descending[0], nulls_last=True, maintain_order=True)
+    best = ["max" if highest else "min" for highest in descending]
+    order = "highest" if descending[0] else "lowest"
     if metrics[1:]:
-        columns = [Column(short(m), f"{m}_mean", std=f"{m}_std", n=f"{m}_n") for m in metrics]
-        columns[0] = replace(columns[0], best=best, key=True)
+        columns = [
+            Column(short(m), f"{m}_mean", std=f"{m}_std", n=f"{m}_n", best=way, key=m == metrics[0])
+            for m, way in zip(metrics, best, strict=True)
+        ]
     else:
         columns = [Column(name, name) for name in ("n", "std", "min", "median", "max")]
-        columns.insert(1, Column("mean", "mean", best=best, key=True))
+        columns.insert(1, Column("mean", "mean", best=best[0], key=True))
     return Answer(
-        f"{', '.join(metrics)} by {names(by)} ({'highest' if descending else 'lowest'} mean {short(metrics[0])} first)",
+        f"{', '.join(metrics)} by {names(by)} ({order} mean {short(metrics[0])} first)",
         frame,
         [*(Column(short(column), column, key=True) for column in by), *columns],
-        draw=lambda: draw_groups(points, by, metrics, frame.select(label(by)).to_series().to_list()),
+        draw=lambda: draw_groups(points, by, metrics, labelled(frame, by)["_label"].to_list()),
     )
 
 
@@ -701,21 +1000,42 @@ def label(columns: list[str], separator: str = " / ") -> pl.Expr:
     return pl.concat_str([pl.col(c).cast(pl.String).fill_null("-") for c in columns], separator=separator)
 
 
+def texts(groups: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """The different rows of `columns`, in the order of their own types (8 before 16), with their label as `_label`.
+
+    Labels that would be equal, of null and the text "-" for example, get `__2`, as columns of equal spelling do.
+    """
+
+    frame = groups.select(columns).unique().sort(columns, nulls_last=True).with_columns(label(columns).alias("_label"))
+    nth = pl.int_range(1, pl.len() + 1).over("_label")
+    again = pl.concat_str("_label", pl.lit("__"), nth)
+    return frame.with_columns(pl.when(nth > 1).then(again).otherwise("_label").alias("_label"))
+
+
 def labels(groups: pl.DataFrame, columns: list[str]) -> list[str]:
-    """The labels of all groups by `columns`, in the order of the columns' own types: 8 before 16."""
-    return groups.select(columns).unique().sort(columns, nulls_last=True).select(label(columns)).to_series().to_list()
+    """The labels of all groups by `columns`, each once, in order."""
+    return texts(groups, columns)["_label"].to_list()
 
 
-def spread(groups: pl.DataFrame, rows: list[str], cols: list[str]) -> pl.DataFrame:
-    """From one row per (rows, cols) with `mean`, `std`, `n` to one row per `rows`, with three columns per `cols`.
+def labelled(groups: pl.DataFrame, columns: list[str], name: str = "_label") -> pl.DataFrame:
+    """`groups` with the label of each row's `columns` as the column `name`."""
+    found = texts(groups, columns).rename({"_label": name})
+    return groups.join(found, on=columns, how="left", nulls_equal=True, maintain_order="left")
+
+
+def spread(
+    groups: pl.DataFrame, rows: list[str], cols: list[str], values: Sequence[str] = ("mean", "std", "n")
+) -> pl.DataFrame:
+    """From one row per (rows, cols) with `values` to one row per `rows`, with columns for each of `cols`.
 
     The columns are `{label}_mean`, `{label}_std`, `{label}_n`, for every label of `labels`.
     """
 
     frame = groups.select(rows).unique().sort(rows, nulls_last=True)
+    marked = labelled(groups, cols, "_col")
     for name in labels(groups, cols):
-        cell = groups.filter(label(cols) == name)
-        cell = cell.select(*rows, *(pl.col(s).alias(f"{name}_{s}") for s in ("mean", "std", "n")))
+        cell = marked.filter(pl.col("_col") == name)
+        cell = cell.select(*rows, *(pl.col(value).alias(f"{name}_{value}") for value in values))
         frame = frame.join(cell, on=rows, how="left", nulls_equal=True, maintain_order="left")
     return frame
 
@@ -726,6 +1046,7 @@ def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending:
         raise Stop(f"{both[0]} stands in the rows and in the columns. Choose other --rows or --cols.")
     points = take(runs, [*rows, *cols, metric])
     say_unusable(points, [metric])
+    say_nameless(points, [*rows, *cols])
     groups = points.group_by(*rows, *cols).agg(summary(metric)[:3])
     best, order = ("max", "highest") if descending else ("min", "lowest")
     return Answer(
@@ -750,72 +1071,329 @@ def is_seed(column: str) -> bool:
     return "seed" in column.lower()
 
 
-def unique_per_run(points: pl.DataFrame, columns: list[str]) -> list[str]:
-    """Of `columns`, those that name a run rather than describe it, as output folders, host names, ids and dates do.
+def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Of `columns`, the labels: those that name a run rather than describe it, and so are no hyperparameters.
 
-    Such a column holds a different value in every run that has one (three or more), and its name says so (`PER_RUN`),
-    or its values do, all being paths. Whatever else is unique per run stays a hyperparameter: a learning rate that a
-    sweep drew at random, three models in three runs. Averaging those as if they were seeds would be the worse mistake.
+    `points` has the columns and `_seed`, an integer for each different seed. A label is a column, not of Booleans,
+    1. whose name says so (`LABEL`), whether its values repeat or not; or
+    2. that carries the seed: more than half of the runs whose value other runs share, share it only with runs of their
+       own seed, of all such runs and on average over the seeds (a search with one seed, of whose configurations a few
+       were run with others, makes no labels of what it searched); or
+    3. of text that never repeats in three or more runs, and names the experiment or looks like a path or a date.
+
+    Whatever else is unique per run stays a hyperparameter: a learning rate that a sweep drew at random, three models in
+    three runs. Averaging those as if they were seeds would be the worse mistake.
     """
 
-    found = []
-    for column in columns:
+    columns = [c for c in columns if points[c].dtype != pl.Boolean]
+    keys = {c: c.removeprefix("config_").lower() for c in columns if kind(c) == "config"}
+    found = {c for c, key in keys.items() if LABEL.fullmatch(key) and not SOURCE.fullmatch(key)}
+    rest = [c for c in columns if c not in found]
+    seed = pl.col("_seed")
+    alone = (
+        pl.when(pl.col(c).is_not_null() & (pl.len().over(c) > 1))
+        .then(seed.min().over(c) == seed.max().over(c))
+        .alias(c)
+        for c in rest
+    )
+    alone = points.filter(seed.is_not_null()).select("_seed", *alone)
+    by_seed = alone.group_by("_seed", maintain_order=True).agg(pl.all().mean()).drop("_seed").mean()
+    found |= {c for c in rest if min(alone[c].mean() or 0, by_seed[c].item() or 0) > 0.5}
+    for column in (c for c in rest if points[c].dtype == pl.String):
         values = points[column].drop_nulls()
-        paths = values.dtype == pl.String and values.str.contains(r"[/\\]").all()
-        if (paths or PER_RUN.search(column.lower())) and len(values) >= 3 and values.n_unique() == len(values):
-            found.append(column)
-    return found
+        named = re.search(r"exp(?:eriment)?_?name$", column.lower())
+        named = named or values.str.contains(r"[/\\]|^\d{4}-\d\d-\d\d").all()
+        if named and len(values) >= 3 and values.n_unique() == len(values):
+            found.add(column)
+    return [c for c in columns if c in found]
 
 
 def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
-    """Of `columns`, one for each way to split the runs: `config_lr` and `lr_parsed` often say the same."""
+    """Of `columns`, one for each way to split the runs: `config_lr` and `lr_parsed` often say the same.
+
+    The one that reads best stands for the others: of the config, set in most runs, a number, with a short name.
+    """
+
+    def reads(column: str) -> tuple[bool, int, bool, int]:
+        return kind(column) == "name", points[column].null_count(), points[column].dtype == pl.String, len(column)
 
     first = pl.col("_row").min()
     firsts = points.with_row_index("_row").select(first.over(c).alias(c) for c in columns)
     seen: dict[tuple[int, ...], str] = {}
-    for column in columns:
+    for column in sorted(columns, key=reads):
         seen.setdefault(tuple(firsts[column]), column)
-    return list(seen.values())
+    return [c for c in columns if c in seen.values()]
 
 
-def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float | None, float | None]:
-    """The 95 % percentile interval of the mean of `values` over `draws` resamples, fixed seed; none for one value.
+def log_beta_factor(df: float) -> float:
+    """log(1 / B(df/2, 1/2)); of many degrees of freedom by its series, where two large lgamma would cancel."""
+    h = df / 2
+    if h < 50:
+        return math.lgamma(h + 0.5) - math.lgamma(h) - math.log(math.pi) / 2
+    series = -1 / (8 * h) + 1 / (192 * h**3) - 1 / (640 * h**5) + 17 / (14336 * h**7)
+    return (math.log(h) - math.log(math.pi)) / 2 + series
 
-    Efron's percentile interval, linear between order statistics. It knows the seeds that were run and no others: with
-    two or three it is crude, can be no wider than their range, and covers the true mean less often than 95 times in
-    100. Read it as a lower bound of the uncertainty.
+
+def student_tail(t: float, df: float) -> float:
+    """P(|T| > t) for t >= 0 of Student's t with `df` degrees of freedom, whole or not: the p of a two-sided test.
+
+    The regularised incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²), by the continued fraction of
+    Numerical Recipes, 6.4, with Lentz's method, from that end where it converges fast.
     """
+    if not 0 < t < math.inf:
+        return float(t == 0)
+    a, b, x = df / 2, 0.5, df / (df + t * t)
+    front = math.exp(log_beta_factor(df) - a * math.log1p(t * t / df) + math.log(t * t / (df + t * t)) / 2)
+    upper = x > (a + 1) / (a + b + 2)
+    if upper:
+        a, b, x = b, a, t * t / (df + t * t)
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    fraction = d
+    for m in range(1, 10_000):
+        for term in (m * (b - m) / (a + 2 * m - 1), -(a + m) * (a + b + m) / (a + 2 * m + 1)):
+            term *= x / (a + 2 * m)
+            d, c = 1 / (1 + term * d), 1 + term / c
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return 1 - front * fraction / a if upper else front * fraction / a
 
+
+@functools.cache
+def student_quantile(df: float, level: float = 0.95) -> float:
+    """The t that |T| exceeds with probability 1 - `level`: 12.71 for one degree of freedom, 1.96 for very many.
+
+    Newton's method from the normal quantile: the tail is convex, and the root lies to the right of every step.
+    """
+    t = NormalDist().inv_cdf((1 + level) / 2)
+    for _ in range(100):
+        log_density = log_beta_factor(df) - math.log(df) / 2 - (df + 1) / 2 * math.log1p(t * t / df)
+        step = (student_tail(t, df) - (1 - level)) / (2 * math.exp(log_density))
+        if step <= 1e-15 * t:
+            break
+        t += step
+    return t
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's 95 % t interval of the mean of `values`, n - 1 degrees of freedom; none for fewer than two."""
     if len(values) < 2:
         return None, None
-    series = pl.Series(values, dtype=pl.Float64)
-    chunk = max(1, 4_000_000 // len(values))  # resamples at a time, to bound memory
-    means = []
-    for start in range(0, draws, chunk):
-        count = min(chunk, draws - start)
-        resample = series.sample(count * len(values), with_replacement=True, seed=start)
-        means.append(resample.reshape((count, len(values))).arr.mean())
-    found = pl.concat(means)
-    return found.quantile(0.025, "linear"), found.quantile(0.975, "linear")
+    half = student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
 
 
-def configurations(
-    points: pl.DataFrame, dims: list[str], config: list[str], over: list[str], select: str, metric: str
-) -> pl.DataFrame:
-    """One row per configuration of each cell of `dims`: what its seeds say.
+def difference(
+    values: Sequence[float], best: Sequence[float], seeds: Sequence[int], best_seeds: Sequence[int]
+) -> tuple[float, float | None, float | None, float | None]:
+    """Mean of `values` minus mean of `best`, its 95 % t interval and its two-sided p.
 
-    Out: `dims`, `config`, `runs`, `repeats` (runs with the `over` of another one), `selection` (mean of the finite
-    values of `select`, null without any), `n`, `mean`, `std` of the finite values of `metric`, and they as `values`.
+    Paired where both ran the same seeds, each once; else Welch's, with the degrees of freedom of Welch and
+    Satterthwaite. Interval and p are None where one of the two has fewer than two values.
+    """
+    gap, n, m = fmean(values) - fmean(best), len(values), len(best)
+    if min(n, m) < 2:
+        return gap, None, None, None
+    if n == m == len(set(seeds)) and None not in seeds and set(seeds) == set(best_seeds):
+        other = dict(zip(best_seeds, best, strict=True))
+        error, df = stdev(v - other[s] for v, s in zip(values, seeds, strict=True)) / math.sqrt(n), n - 1
+    else:
+        a, b = stdev(values) ** 2 / n, stdev(best) ** 2 / m
+        error = math.sqrt(a + b)
+        df = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1)) if error else 1
+    half = student_quantile(df) * error
+    t = abs(gap) / error if error else math.inf if gap else 0.0
+    return gap, gap - half, gap + half, student_tail(t, df)
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """p values adjusted by Holm's step-down method, over those that are there."""
+    there = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    adjusted, highest = list(ps), 0.0
+    for rank, (p, i) in enumerate(there):
+        adjusted[i] = highest = max(highest, min(1.0, p * (len(there) - rank)))
+    return adjusted
+
+
+def compared(
+    runs: Runs, points: pl.DataFrame, dims: list[str], over: list[str] | None, ignore: list[str], only: list[str] | None
+) -> tuple[pl.DataFrame, list[str]]:
+    """Who is compared: the columns of `points` that tell configurations apart, each for a way to split the runs.
+
+    Those are `only`, or every hyperparameter that varies within a cell of `dims` but for `over` (by default every seed
+    column), labels (`run_labels`), `ignore`, and what names say where the config of every run says it too. Out:
+    `points` with `_seed`, an integer for each different seed, null where none is known; and the columns. Says what it
+    averages over and leaves out. Raises `Stop` where seeds vary, yet no configuration has two of them.
     """
 
-    seed = pl.struct(over) if over else pl.lit(None)
-    known = pl.any_horizontal(pl.col(over).is_not_null()) if over else pl.lit(False)
+    complete = {
+        named
+        for named, config in partners(list(runs.schema)).items()
+        if config in points.columns and not points[config].null_count()
+    }
+    varying = [c for c in hyperparameters(runs) if c in points.columns and c not in dims and points[c].n_unique() > 1]
+    over = [c for c in varying if is_seed(c)] if over is None else over
+    say(f"Averaged over {', '.join(over)}" if over else "No seed varies: runs of equal configuration are seeds")
+    same = [c for c in over if c not in complete] or over
+    known = pl.any_horizontal(pl.col(same).is_not_null()) if same else pl.lit(False)
+    first = pl.col("_seed").min().over(same) if same else pl.lit(0)
+    points = points.with_row_index("_seed").with_columns(pl.when(known).then(first).alias("_seed"))
+    config = [c for c in varying if c not in (*over, *ignore, *complete)]
+    for named in sorted(complete & {*varying}):
+        say_contradiction(runs, named, partners(list(runs.schema))[named], partners(list(runs.schema))[named])
+    if only is not None:
+        config = [c for c in only if c in points.columns and c not in (*over, *ignore, *dims)]
+    elif labels := run_labels(points, config):
+        say(f"Labels of runs, no hyperparameters: {', '.join(labels)} (--config names what makes a configuration)")
+        config = [c for c in config if c not in labels]
+    # What is constant in every cell cannot tell its configurations apart, and would only lengthen their names.
+    inside = points.group_by(dims).agg(pl.col(config).n_unique())
+    config = [c for c in config if inside[c].max() > 1]
+    if only is None:
+        check_seeds(points, dims, config)
+    return points, distinct_partitions(points, config)
+
+
+def check_seeds(points: pl.DataFrame, dims: list[str], config: list[str]) -> None:
+    """Raise `Stop` where two seeds meet in a cell of `dims`, but in no configuration; names what parts them."""
+
+    def meet(columns: list[str]) -> bool:
+        """Whether two seeds meet somewhere, if just these columns make a configuration."""
+        found = points.drop_nulls("_seed").group_by(*dims, *columns).agg(pl.col("_seed").n_unique())
+        return (found["_seed"].max() or 0) > 1
+
+    if not meet([]) or meet(config):
+        return
+    counts = {c: points[c].n_unique() for c in config}
+    apart = sorted(config, key=lambda c: -counts[c])
+    parting = apart[: bisect.bisect_left(range(len(apart)), True, key=lambda i: meet(apart[i:]))]
+    for column in parting[:-1]:  # the last one of the shortest such list is needed
+        if meet([c for c in apart if c not in parting or c == column]):
+            parting.remove(column)
+    listed = ", ".join(f"{c} ({counts[c]} values)" for c in apart[:6]) + (", ..." if apart[6:] else "")
+    raise Stop(
+        f"seeds vary, but no configuration has two of them. What keeps the runs apart: {listed}. If that is no "
+        f"hyperparameter: --ignore {','.join(map(short, parting))}. If every run is a configuration of its own, as in "
+        "a random search: --config '*'."
+    )
+
+
+def configurations(points: pl.DataFrame, dims: list[str], config: list[str], select: str, metric: str) -> pl.DataFrame:
+    """One row per configuration of each cell of `dims`: what its seeds say.
+
+    Out: `dims`, `config`, `runs`, `repeats` (runs with the seed of another one), `selection` (mean of the finite
+    values of `select`, null without any), `diverged` (runs whose `select` is NaN or infinite), `n`, `mean`, `std` of
+    the finite values of `metric`, and they as `values`, with their `seeds`.
+    """
+
+    value = finite(metric)
     return points.group_by(*dims, *config, maintain_order=True).agg(
         pl.len().alias("runs"),
-        (known.sum() - seed.filter(known).n_unique()).alias("repeats"),
+        (pl.col("_seed").count() - pl.col("_seed").drop_nulls().n_unique()).alias("repeats"),
         finite(select).mean().alias("selection"),
+        (~pl.col(select).cast(pl.Float64).is_finite()).sum().alias("diverged"),
         *summary(metric)[:3],
-        finite(metric).drop_nulls().alias("values"),
+        value.drop_nulls().alias("values"),
+        pl.col("_seed").filter(value.is_not_null()).alias("seeds"),
+    )
+
+
+def choose(every: pl.DataFrame, dims: list[str], highest: bool) -> pl.DataFrame:
+    """What is chosen: in each cell of `dims` the configuration with the best `selection`, if the `highest` is or not.
+
+    One of which a seed diverged stands after all of which none did; of equal ones the one with the most seeds stands.
+    Out: the chosen rows of `every` with `tied` (how many are as good), and of all of the cell's configurations
+    `configurations` (with a mean), `median`, `min`, `max` of their means, `most_seeds`, `any_diverged`.
+    """
+
+    overall = every.group_by(dims).agg(
+        pl.col("mean").count().alias("configurations"),
+        pl.col("mean").median().alias("median"),
+        pl.col("mean").min().alias("min"),
+        pl.col("mean").max().alias("max"),
+        pl.col("n").max().alias("most_seeds"),
+        (pl.col("diverged") > 0).sum().alias("any_diverged"),
+    )
+    order = [pl.col("diverged") > 0, pl.col("selection"), pl.col("n")]
+    able = every.filter(pl.col("selection").is_not_null())
+    able = able.sort(order, descending=[False, highest, True], maintain_order=True)
+    as_good = pl.all_horizontal(value == value.first().over(dims) for value in order[:2])
+    chosen = able.with_columns(as_good.sum().over(dims).alias("tied")).unique(dims, keep="first", maintain_order=True)
+    return chosen.join(overall, on=dims, how="left", nulls_equal=True, maintain_order="left")
+
+
+def sure(chosen: pl.DataFrame, within: list[str], descending: bool) -> pl.DataFrame:
+    """How sure it is: `chosen` with the interval of each mean and its difference to the best of equal `within`.
+
+    Out: `ci_low`, `ci_high` (`mean_interval`), `difference`, `difference_low`, `difference_high` (`difference`), `p`
+    (adjusted by Holm over what stands in one table column, the rows of equal `within`), and `not_told_apart`.
+
+    `not_told_apart` goes by the interval: it holds 0, or there is none for want of seeds. It is the interval of one
+    comparison; p is that of all of its column. So a p of 0.05 and more can stand beside an interval without 0: one
+    such comparison alone would tell the two apart, but not the one that looks best of several.
+    """
+
+    rows = chosen.with_row_index("_row").to_dicts()
+    found: list[dict[str, object]] = [{} for _ in rows]
+    cells: dict[tuple[object, ...], list[dict]] = {}
+    for row in rows:
+        found[row["_row"]] = dict(zip(("ci_low", "ci_high"), mean_interval(row["values"]), strict=True))
+        if row["n"]:
+            cells.setdefault(tuple(row[c] for c in within), []).append(row)
+    for members in cells.values():
+        best = (max if descending else min)(members, key=lambda row: row["mean"])
+        others = [row for row in members if row is not best]
+        gaps = [difference(row["values"], best["values"], row["seeds"], best["seeds"]) for row in others]
+        for row, (gap, low, high, _), p in zip(others, gaps, holm([gap[3] for gap in gaps]), strict=True):
+            found[row["_row"]] |= {"difference": gap, "difference_low": low, "difference_high": high, "p": p}
+            found[row["_row"]]["not_told_apart"] = low is None or low <= 0 <= high
+    floats = ("ci_low", "ci_high", "difference", "difference_low", "difference_high", "p")
+    types = dict.fromkeys(floats, pl.Float64) | {"not_told_apart": pl.Boolean}
+    added = pl.DataFrame(found, types).with_columns(pl.col("not_told_apart").fill_null(False))
+    return pl.concat([chosen, added], how="horizontal")
+
+
+def better(values: Sequence[float], others: Sequence[float], descending: bool) -> float:
+    """P(a value beats another): Mann and Whitney's U over the number of pairs, ties counted as half."""
+    ranked = sorted(others)
+    below = sum(bisect.bisect_left(ranked, v) + bisect.bisect_right(ranked, v) for v in values) / 2
+    share = below / (len(values) * len(others))
+    return share if descending else 1 - share
+
+
+def across(chosen: pl.DataFrame, rows: list[str], cols: list[str], metric: str, descending: bool) -> Answer | None:
+    """The closing table over data sets (`cols`): one row per method (`rows`), with `mean_rank` and `p_best_better`.
+
+    `p_best_better` is P(the method with the best mean rank is better than this one), averaged over data sets (Agarwal
+    et al., 2021, "Deep reinforcement learning at the edge of the statistical precipice"). Only data sets where every
+    method has a mean count; None with fewer than two of them, or of methods.
+    """
+
+    if not rows or not cols:
+        return None
+    there = labelled(labelled(chosen.filter(pl.col("n") > 0), rows, "_row"), cols, "_col")
+    methods = there["_row"].n_unique()
+    there = there.filter(pl.len().over("_col") == methods)
+    sets = there["_col"].unique(maintain_order=True).to_list()
+    if methods < 2 or len(sets) < 2:
+        return None
+    ranked = there.with_columns(pl.col("mean").rank(descending=descending).over("_col").alias("mean_rank"))
+    frame = ranked.group_by(*rows, "_row", maintain_order=True).agg(pl.col("mean_rank").mean())
+    frame = frame.sort("mean_rank", maintain_order=True)
+    values = dict(zip(there.select("_row", "_col").rows(), there["values"].to_list(), strict=True))
+    best = frame["_row"][0]
+    against = [
+        None if m == best else fmean(better(values[best, s], values[m, s], descending) for s in sets)
+        for m in frame["_row"]
+    ]
+    return Answer(
+        f"Across {names(cols)} ({len(sets)} that all have): mean rank by {short(metric)}, and P({best} is better)",
+        frame.drop("_row").with_columns(pl.Series("p_best_better", against, pl.Float64)),
+        [
+            *(Column(short(c), c, key=True) for c in rows),
+            Column("mean rank", "mean_rank", key=True),
+            Column(f"P({best} is better)", "p_best_better", key=True),
+        ],
     )
 
 
@@ -828,75 +1406,90 @@ def best_by(
     metric: str,
     descending: bool,
     over: list[str] | None,
+    ignore: Sequence[str] = (),
+    only: list[str] | None = None,
+    pivoted: bool = False,
 ) -> Answer:
     """In each cell of `dims`, choose the configuration with the best mean of `select`, and report its `metric`.
 
-    A configuration is the runs that are equal in every hyperparameter that varies, but for `over`: by default every
-    seed column, and the columns that are unique per run. Its mean of `metric` (higher is better if `descending`) has
-    a bootstrap interval; the median and range of all configurations' means stand beside it. Rows are ordered, and the
-    best is marked, among those that are equal in `within`. Raises `Stop` where a metric has no finite value at all.
+    A configuration is the runs that `compared` cannot tell apart; `choose` chooses, and `sure` says how sure the means
+    of `metric` are (higher is better if `descending`); the median and range of all configurations' means stand beside.
+    Rows are ordered, and the best is marked, among those that are equal in `within`, the data sets; `pivoted` makes
+    them the columns of a table. Raises `Stop` where a metric has no finite value at all, or no two seeds meet.
     """
 
-    candidates = [c for c in hyperparameters(runs) if c not in (*dims, select, metric)]
-    points = take(runs, [*dims, *candidates, *(over or []), select, metric])
+    candidates = [c for c in hyperparameters(runs) if c not in (select, metric)]
+    points = take(runs, [*dims, *candidates, *(over or []), *(only or []), select, metric])
     say_unusable(points, dict.fromkeys([select, metric]))
-    varying = [c for c in candidates if points[c].n_unique() > 1]
-    per_run: list[str] = []
-    if over is None:
-        over = [c for c in varying if is_seed(c)]
-        per_run = unique_per_run(points, [c for c in varying if c not in over])
-    say(f"Averaged over {', '.join(over)}" if over else "No seed varies: runs of equal configuration are seeds")
-    if per_run:
-        say(f"Unique per run, so no hyperparameters: {', '.join(per_run)} (--over seed takes them for such)")
-    config = [c for c in varying if c not in over and c not in per_run]
-    # What is constant in every cell cannot tell its configurations apart, and would only lengthen their names.
-    inside = points.group_by(dims).agg(pl.col(config).n_unique())
-    config = distinct_partitions(points, [c for c in config if inside[c].max() > 1])
-
-    every = configurations(points, dims, config, over, select, metric)
-    overall = every.group_by(dims).agg(
-        pl.col("mean").count().alias("configurations"),
-        pl.col("mean").median().alias("median"),
-        pl.col("mean").min().alias("min"),
-        pl.col("mean").max().alias("max"),
-        pl.col("n").max().alias("most_seeds"),
-    )
-    best = pl.col("selection").max() if select_highest else pl.col("selection").min()
-    chosen = every.filter(pl.col("selection") == best.over(dims)).sort("n", descending=True, maintain_order=True)
-    chosen = chosen.with_columns(pl.len().over(dims).alias("tied")).unique(dims, keep="first", maintain_order=True)
-    if missing := overall.height - chosen.height:
-        say(f"warning: {missing} of {overall.height} cells have no run with a finite {select}: nothing to choose there")
-    chosen = chosen.join(overall, on=dims, how="left", nulls_equal=True)
-    intervals = [bootstrap(values) for values in chosen["values"].to_list()]
-    intervals = pl.DataFrame(intervals, {"ci_low": pl.Float64, "ci_high": pl.Float64}, orient="row")
-    chosen = pl.concat([chosen, intervals], how="horizontal")
-    order = [*within, "mean"]
-    chosen = chosen.sort(order, descending=[False] * len(within) + [descending], nulls_last=True, maintain_order=True)
+    say_nameless(points, dims)
+    points, config = compared(runs, points, dims, over, list(ignore), only)
+    every = configurations(points, dims, config, select, metric)
+    chosen = sure(choose(every, dims, select_highest), within, descending)
+    if missing := every.select(pl.struct(dims).n_unique()).item() - chosen.height:
+        total = missing + chosen.height
+        say(f"warning: {missing} of {total} cells have no run with a finite {select}: nothing to choose there")
+    order = [False] * len(within) + [descending]
+    chosen = chosen.sort([*within, "mean"], descending=order, nulls_last=True, maintain_order=True)
     if tasks := [c for c in config if TASK.search(c)]:
         say(f"warning: {', '.join(tasks)} varies within cells, and the easiest is chosen. Add it to --rows, --cols or")
         say("         --group-by, or filter by it.")
     warn_of_choice(chosen, dims, within, select, metric)
-    notes = [f"Chosen by the {'highest' if select_highest else 'lowest'} mean {select} of a configuration:"]
-    for row in chosen.iter_rows(named=True):
-        cell = " / ".join(number(row[c]) for c in dims)
-        values = ", ".join(f"{short(c)}={number(row[c])}" for c in config) or "the only configuration"
-        others = f"of {row['configurations']}: median {number(row['median'])}"
-        notes.append(f"  {cell}: {values} ({others}, range {number(row['min'])} to {number(row['max'])})")
-    return Answer(
-        f"{metric} of the best configuration by {select}, mean ± std over seeds, 95 % bootstrap interval",
-        chosen.drop("values", "repeats", "most_seeds", "tied"),
-        [
+    rows = [c for c in dims if c not in within]
+    closing = across(chosen, rows, within, metric, descending)
+    frame = chosen.drop("values", "seeds", "repeats", "diverged", "any_diverged", "most_seeds", "tied")
+    what, marks = f"{metric} of the best configuration by {select}", {"best": "max" if descending else "min"}
+    if pivoted:
+        title = f"{what}: {names(rows)} x {names(within)}, mean ± std (n) over seeds"
+        wide = spread(chosen, rows, within, ("mean", "std", "n", "not_told_apart"))
+        columns = [Column(short(c), c, key=True) for c in rows]
+        for c in labels(chosen, within):
+            columns.append(Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n", near=f"{c}_not_told_apart", **marks))
+        notes = ["Without --pivot: the configurations that were chosen, intervals and differences."]
+    else:
+        title, wide = f"{what}, mean ± std over seeds, 95 % t intervals", frame
+        marks |= {"within": tuple(within), "near": "not_told_apart"}
+        columns = [
             *(Column(short(c), c, key=True) for c in dims),
-            Column(short(metric), "mean", std="std", n="n", best="max" if descending else "min", within=tuple(within)),
+            Column(short(metric), "mean", std="std", n="n", **marks),
             Column("95 % interval", "ci_low", to="ci_high", key=True),
+            Column("minus the best", "difference_low", to="difference_high"),
+            Column("p", "p"),
             Column(f"by {short(select)}", "selection"),
             Column("configs", "configurations"),
             Column("median", "median"),
             Column("range", "min", to="max"),
-        ],
-        notes,
-        draw=lambda: draw_best(chosen, dims, metric),
-    )
+        ]
+        notes = notes_of_choice(chosen, dims, config, f"{'highest' if select_highest else 'lowest'} mean {select}")
+    of = f" of its {names(within)}" if within else ""
+    if chosen["not_told_apart"].any():
+        near = f"≈ is not told apart from the best{of}: the 95 % interval of their difference holds 0, or n is 1."
+        notes.insert(0, near)
+    if doubtful := chosen.filter(~pl.col("not_told_apart") & (pl.col("p") >= 0.05)).height:
+        notes.insert(
+            1, f"Of the others {doubtful} have p >= 0.05, which is adjusted for all comparisons (Holm's method)."
+        )
+    if closing:
+        wide = wide.join(closing.frame, on=rows, how="left", nulls_equal=True, maintain_order="left")
+    elif chosen.select(within or pl.lit(0)).n_unique() > 1:
+        notes.append(f"No mean ranks: fewer than two {names(within)} have a value of every {names(rows)}.")
+
+    def draw() -> alt.TopLevelMixin:
+        return draw_pivot(chosen, rows, within, metric, descending) if pivoted else draw_best(frame, dims, metric)
+
+    return Answer(title, wide, columns, notes, draw=draw, closing=closing)
+
+
+def notes_of_choice(chosen: pl.DataFrame, dims: list[str], config: list[str], how: str) -> list[str]:
+    """What was chosen in each cell, from how many, and how far all of them reach, a line for each."""
+
+    notes = [f"Chosen by the {how} of a configuration:"]
+    for row in chosen.iter_rows(named=True):
+        cell = " / ".join(number(row[c]) for c in dims)
+        values = ", ".join(f"{short(c)}={number(row[c])}" for c in config) or "the only configuration"
+        others = f"of {row['configurations']}: median {number(row['median'])}"
+        last = f"; {row['any_diverged']} of which a seed diverged stood last" if row["any_diverged"] else ""
+        notes.append(f"  {cell}: {values} ({others}, range {number(row['min'])} to {number(row['max'])}{last})")
+    return notes
 
 
 def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], select: str, metric: str) -> None:
@@ -918,6 +1511,7 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], sel
         (pl.col("n") == 1, "rest on n = 1 run: no spread, no interval, and a lucky seed may have been chosen"),
         ((pl.col("n") > 1) & (pl.col("n") < pl.col("most_seeds")), "have fewer seeds than another configuration there"),
         (pl.col("n") < pl.col("runs"), f"chose a configuration some of whose runs have no finite {metric}: left out"),
+        (pl.col("diverged") > 0, f"have no configuration without a seed that diverged in {select}"),
         (pl.col("repeats") > 0, "hold a seed twice; repeated runs count as n, but are not independent"),
         (pl.col("tied") > 1, f"have several configurations with the best {select}; the one with most seeds stands"),
     ):
@@ -930,39 +1524,52 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], sel
 # What matters ---------------------------------------------------------------------------------------------------------
 
 
-def association(points: pl.DataFrame, column: str, metric: str, descending: bool) -> pl.DataFrame:
+FEW = 12  # numbers of up to so many values are compared value by value, as categories are: 0.1 may be best of 0.01 to 1
+
+
+def between(sums: pl.DataFrame) -> pl.DataFrame:
+    """The sum of squares between groups of each column, given the groups' sums of deviations, and their sizes `_n`."""
+
+    return sums.select((pl.exclude("_x", "_n") ** 2 / pl.col("_n")).sum())
+
+
+def association(
+    points: pl.DataFrame, column: str, metric: str, descending: bool, shuffles: dict[bytes, pl.DataFrame]
+) -> pl.DataFrame:
     """One row: how strongly `column` goes with `metric` (finite, no nulls), over the runs where it is set.
 
-    Out: `column`, `measure`, `value` (Spearman's rho for numbers, eta squared for categories), `explained` (rho² or
-    eta², the share of the variance of the ranks or of the metric), `n`, `distinct`, `best_value`, `mean_there`,
-    `n_there`.
+    Out: `column`, `measure`, `value`, `explained`, `p`, `spearman`, `n`, `distinct`, `best_value`, `mean_there`,
+    `n_there`. Of categories and of numbers of up to `FEW` values, `value` and `explained` are epsilon squared, eta
+    squared corrected for the number K of values: 1 - (1 - eta²) (n - 1) / (n - K) (Kelley 1935; near 0, also below, for
+    what is unrelated), and `p` is the share of up to 999 random permutations that reach it, fixed seed. Of other
+    numbers they are Spearman's rho and rho². `spearman` is rho of all numbers. `shuffles` keeps the permutations of the
+    metric for the next column that is set in the same runs.
     """
 
-    known = points.select(pl.col(column), pl.col(metric).alias("_y")).drop_nulls()
-    groups = known.group_by(column).agg(pl.col("_y").mean().alias("mean"), pl.len().alias("n"))
-    groups = groups.sort("mean", column, descending=[descending, False])
-    if known[column].dtype.is_numeric():
-        measure, value = "Spearman", known.select(pl.corr(pl.col(column).rank(), pl.col("_y").rank())).item()
-        explained = value**2
-    else:
-        between = pl.col("_y").mean().over(column) - pl.col("_y").mean()
-        total = pl.col("_y") - pl.col("_y").mean()
-        value = known.select((between**2).sum() / (total**2).sum()).item()
-        measure, explained = "eta²", value
+    known = points.select(_x=column, _y=metric).drop_nulls()
+    deviation = known["_y"] - known["_y"].mean()
+    groups = known.group_by("_x", maintain_order=True).agg(pl.col("_y").mean().alias("mean"), pl.len().alias("n"))
+    groups = groups.sort("mean", "_x", descending=[descending, False])
+    n, k, numeric = known.height, groups.height, known["_x"].dtype.is_numeric()
+    rho = known.select(pl.corr(pl.col("_x").rank(), pl.col("_y").rank())).item() if numeric else None
+    measure, value, explained, p = "Spearman", rho, None if rho is None else rho**2, None
+    if k < n and (not numeric or k <= FEW):
+        draws = max(99, min(999, 2_000_000 // n))
+        where = bytes(points[column].is_not_null().to_list())
+        if where not in shuffles:
+            shuffles[where] = pl.DataFrame(
+                {str(i): deviation.sample(fraction=1, shuffle=True, seed=i) for i in range(draws)}
+            )
+        drawn = shuffles[where].with_columns(known["_x"].rank("dense"), deviation.alias("_real"))
+        sums = between(drawn.group_by("_x", maintain_order=True).agg(pl.len().alias("_n"), pl.all().sum()))
+        real = sums["_real"].item()
+        measure = "epsilon²"
+        value = explained = 1 - (1 - real / (deviation**2).sum()) * (n - 1) / (n - k)
+        p = sum(drawn >= real * (1 - 1e-12) for drawn in sums.row(0)) / (draws + 1)  # the real one counts as drawn
     best = groups.row(0, named=True)
-    return pl.DataFrame(
-        {
-            "column": column,
-            "measure": measure,
-            "value": value,
-            "explained": explained,
-            "n": known.height,
-            "distinct": groups.height,
-            "best_value": number(best[column]),
-            "mean_there": best["mean"],
-            "n_there": best["n"],
-        }
-    )
+    row = {"column": column, "measure": measure, "value": value, "explained": explained, "p": p, "spearman": rho}
+    row |= {"n": n, "distinct": k, "best_value": number(best["_x"]), "mean_there": best["mean"], "n_there": best["n"]}
+    return pl.DataFrame(row, schema_overrides=dict.fromkeys(("value", "explained", "p", "spearman"), pl.Float64))
 
 
 def importance(runs: Runs, metric: str, descending: bool) -> Answer:
@@ -975,7 +1582,7 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
     floats = [c for c in columns if points[c].dtype.is_float()]
     points = points.with_columns(pl.col(floats).fill_nan(None))
     varying = [c for c in columns if points[c].drop_nulls().n_unique() > 1]
-    # With a category of its own for nearly every run, eta squared is near 1 whatever the category means.
+    # A category of its own for nearly every run says nothing of the next run.
     crowded = [
         c
         for c in varying
@@ -988,15 +1595,19 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
     if not varying or constant:
         what = f"{metric} is the same in all runs" if constant else "no hyperparameter varies"
         raise Stop(f"{what}: there is nothing to compare. Loosen the filters or choose another --metric.", 1)
-    frame = pl.concat(association(points, c, metric, descending) for c in varying)
+    shuffles: dict[bytes, pl.DataFrame] = {}
+    frame = pl.concat(association(points, c, metric, descending, shuffles) for c in varying)
     frame = frame.filter(pl.col("value").is_not_nan()).sort("explained", descending=True, maintain_order=True)
     return Answer(
-        f"What goes with {metric}: Spearman's rho for numbers, eta² for categories; ordered by rho² and eta²",
+        f"What goes with {metric}: epsilon² of values with p by permutation, Spearman's rho of numbers; by epsilon² "
+        "and rho²",
         frame,
         [
             Column("column", "column", key=True),
             Column("measure", "measure"),
             Column("value", "value", key=True),
+            Column("p", "p"),
+            Column("Spearman", "spearman"),
             Column("n", "n"),
             Column("best value", "best_value"),
             Column("mean there", "mean_there", n="n_there"),
@@ -1009,21 +1620,31 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
 
 
 def sql(runs: Runs, query: str) -> Answer:
-    """The result of a Polars SQL query over `runs` and, if there are history files beside them, `history`."""
+    """The result of a Polars SQL query over `runs` and, if there are history files beside them, `history`.
 
-    tables = {"runs": aliased(runs, query)}
-    columns = list(runs.schema)
+    Says which of the columns that the query names hold NaN or infinities: SQL's means and sums count them.
+    """
+
+    tables = {"runs": aliased(replace(runs, frame=runs.frame.select(list(runs.schema))), query)}
     if re.search(r"\bhistory\b", query, re.I):
         tables["history"] = history(runs)
-        columns += tables["history"].collect_schema().names()
+    schemas = {name: table.collect_schema() for name, table in tables.items()}
     try:
-        result = pl.SQLContext(tables).execute(query, eager=True)
+        result = pl.SQLContext(tables).execute(query).collect(engine="streaming")
     except pl.exceptions.ColumnNotFoundError as error:
         name = re.search(r'"([^"]+)"', str(error))
-        raise unknown(name[1] if name else query, columns) from None
+        raise unknown(name[1] if name else query, [c for found in schemas.values() for c in found]) from None
     except pl.exceptions.PolarsError as error:
         raise Stop(f"--sql: {first_line(error)}. Tables are runs and history; --schema lists the columns.") from None
-    return Answer(f"{result.height} rows", result, [Column(c, c, key=i == 0) for i, c in enumerate(result.columns)])
+    for name, types in schemas.items():
+        used = [c for c in types if types[c].is_float() and re.search(rf"(?<!\w){re.escape(c)}(?!\w)", query)]
+        counts = tables[name].select((~pl.col(c).is_finite()).sum() for c in used).collect(engine="streaming")
+        for column in counts.iter_columns():
+            if n := column.item():
+                say(f"{column.name}: {n} rows of {name} hold NaN or infinity, which SQL counts in means and sums:")
+                say(f'  WHERE "{column.name}" < 1e308 leaves them out')
+    columns = [Column(c, c, key=i == 0) for i, c in enumerate(result.columns)]
+    return Answer(f"{result.height} rows", result, columns, rows=min(ROWS, result.height))
 
 
 def kind(column: str) -> str:
@@ -1081,16 +1702,11 @@ def schema(runs: Runs, match: str | None) -> Answer:
 
 
 def history(runs: Runs) -> pl.LazyFrame:
-    """The history of these runs, one row per logged step, from the `_history.parquet` files beside them."""
+    """The history of just these runs, one row per logged step, from the `_history.parquet` files beside them."""
 
-    who = take(runs, ["entity", "project"]).unique(maintain_order=True)
-    folders = dict.fromkeys([*(path.parent for path in runs.files), FOLDER])  # an aggregated file may lie elsewhere
-    wanted = [folder / f"{entity}_{project}_history.parquet" for folder in folders for entity, project in who.rows()]
-    files = [path for path in wanted if path.exists()]
-    if not files:
-        raise Stop(f"there is no {wanted[0]}. Export it with export_runs.py --include-history.")
-    frames = [pl.scan_parquet(path, glob=False) for path in files]
-    return align(frames)[0]
+    steps = align([pl.scan_parquet(path, glob=False) for path in history_files(runs).values()])[0]
+    here = runs.frame.select("entity", "project", run_id="id")
+    return steps.join(here, on=["entity", "project", "run_id"], how="semi", maintain_order="left")
 
 
 def resolve_key(word: str, columns: list[str]) -> str:
@@ -1103,8 +1719,32 @@ def resolve_key(word: str, columns: list[str]) -> str:
     raise Stop(f"there is no {word!r} in the history.{nearest(word, columns)}")
 
 
-def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer:
+def declared_step(runs: Runs, key: str) -> str | None:
+    """The step metric that the runs declared for `key` with `define_metric`, that of most of them; None without one.
+
+    The client keeps the definitions in the config, `_wandb.m`: a list of its MetricRecord messages by field number: 1
+    the name, 2 or a glob, 5 the step metric's place in the list, from 1.
+    """
+
+    if "_config_json" not in runs.schema:
+        return None
+    texts = take(runs, ["_config_json"]).select(pl.col("_config_json").str.json_path_match("$._wandb.m")).to_series()
+    declared: dict[str, int] = {}
+    for text, count in texts.drop_nulls().value_counts(sort=True).rows():
+        records = [record if isinstance(record, dict) else {} for record in json.loads(text)]
+        by_place = {place: record.get("1") for place, record in enumerate(records, 1)}
+        exact = [record for record in records if record.get("1") == key]
+        globs = [record for record in records if fnmatch.fnmatchcase(key, record.get("2") or "")]
+        steps = [by_place.get(record.get("5")) for record in exact + globs]
+        if (step := next(filter(None, steps), None)) not in (None, key):
+            declared[step] = declared.get(step, 0) + count
+    return max(declared, key=declared.__getitem__, default=None)
+
+
+def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) -> Answer:
     """Mean and std over runs of a logged key along `x`, one line per group of `by`.
+
+    Without `x` it is the step metric that the runs declared for the key, which is said, else `_step`.
 
     Every run is smoothed by itself first, as W&B does: an exponential moving average with weight `smooth` on the past,
     divided by the weights so far (debiased), over the logged points in the order of `x`. Text, NaN and
@@ -1114,9 +1754,13 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
 
     frame = history(runs)
     there = frame.collect_schema()
-    y, x = resolve_key(key, there.names()), resolve_key(x, there.names())
+    y = resolve_key(key, there.names())
+    declared = declared_step(runs, y) if x is None else None
+    if declared in there:
+        say(f"Along {declared}, the step metric that the runs declared for {y} (--x chooses another)")
+    x = resolve_key(x or (declared if declared in there else "_step"), there.names())
     who = take(runs, ["entity", "project", "id", *by]).rename({"id": "run_id"})
-    lines = frame.select("entity", "project", "run_id", _x=pl.col(x), _y=pl.col(y)).drop_nulls()
+    lines = frame.select("entity", "project", "run_id", _at=pl.col("_step"), _x=pl.col(x), _y=pl.col(y)).drop_nulls()
     lines = lines.join(who.lazy(), on=["entity", "project", "run_id"], how="inner")
     lines = collect(lines, "the history")
     numbers = lines.with_columns(pl.col("_x", "_y").cast(pl.Float64, strict=False)).filter(
@@ -1130,7 +1774,7 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
     distinct = numbers.select(pl.struct(run).n_unique()).item()
     if distinct < who.height:
         say(f"{who.height - distinct} of {who.height} runs have no {y} in the history")
-    numbers = numbers.sort(*run, "_x", maintain_order=True)
+    numbers = numbers.sort(*run, "_x", "_at")  # for joins lose the order, and an epoch holds many steps
     if smooth:
         numbers = numbers.with_columns(pl.col("_y").ewm_mean(alpha=1 - smooth, adjust=True).over(run))
     if numbers["_x"].n_unique() > GRID:
@@ -1138,10 +1782,11 @@ def curves(runs: Runs, key: str, by: list[str], x: str, smooth: float) -> Answer
         bin_ = ((pl.col("_x") - low) / (high - low) * GRID).floor().clip(0, GRID - 1)
         numbers = numbers.with_columns(pl.col("_x").min().over(bin_))
     numbers = numbers.group_by(*run, *by, "_x", maintain_order=True).agg(pl.col("_y").mean())
+    say_nameless(who, by)
     if not by:
         numbers = numbers.with_columns(all=pl.lit("all"))
     groups = by or ["all"]
-    stats = numbers.group_by(*groups, "_x").agg(summary("_y")[:3])
+    stats = numbers.group_by(*groups, "_x", maintain_order=True).agg(summary("_y")[:3])
     if there[x].is_integer():
         stats = stats.with_columns(pl.col("_x").cast(pl.Int64))
     wide = spread(stats, ["_x"], groups).rename({"_x": x})
@@ -1179,31 +1824,43 @@ def number(value: object) -> str:
         if 1e4 <= abs(value) < 1e6:
             return f"{value:.0f}"
         return f"{value:.4g}"
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(value))
+    return plain(value)
 
 
-def cells(answer: Answer, column: Column) -> tuple[list[str], list[bool]]:
-    """The texts of a shown column, and which of them are its best."""
-    values = answer.frame[column.value].to_list()
-    texts = [number(value) for value in values]
+def with_error(value: float, std: float) -> str:
+    """`value ± std`, both rounded to the std's two significant digits, trailing zeros kept: `0.0156 ± 0.0015`."""
+    if not math.isfinite(std) or std <= abs(value) * 1e-12:  # no spread but that of rounding
+        return f"{number(value)} ± {number(std) if std > 1 else 0}"
+    size = math.floor(math.log10(max(abs(value), std)))
+    power = 0 if -5 <= size < 6 else size
+    value, std = value / 10.0**power, std / 10.0**power
+    digits = 1 - int(f"{std:.1e}".partition("e")[2])
+    mean, spread = (f"{round(part, digits) + 0.0:.{max(digits, 0)}f}" for part in (value, std))
+    return f"({mean} ± {spread})e{power:+03d}" if power else f"{mean} ± {spread}"
+
+
+def cells(answer: Answer, column: Column, rows: list[int] | None = None) -> tuple[list[str], list[bool]]:
+    """The texts of a shown column, in all rows or in these, and which of them are the best of all rows."""
+
+    best = pl.lit(False)
+    if column.best:
+        value = finite(column.value)
+        best = value == (value.max() if column.best == "max" else value.min()).over(column.within or pl.lit(0))
+    frame = answer.frame.with_columns(_best=best.fill_null(False))
+    frame = frame if rows is None else frame[rows]
+    texts = [number(value) for value in frame[column.value]]
     if column.to:
-        ends = zip(texts, answer.frame[column.to], strict=True)
+        ends = zip(texts, frame[column.to], strict=True)
         texts = ["-" if low == "-" else f"[{low}, {number(high)}]" for low, high in ends]
     if column.std:
-        stds = zip(texts, answer.frame[column.std], strict=True)
-        texts = [text if std is None else f"{text} ± {number(std)}" for text, std in stds]
+        parts = zip(texts, frame[column.value], frame[column.std], strict=True)
+        texts = [text if std is None else with_error(value, std) for text, value, std in parts]
     if column.n:
-        counts = zip(texts, answer.frame[column.n], strict=True)
+        counts = zip(texts, frame[column.n], strict=True)
         texts = [text if n is None else f"{text} (n={n})" for text, n in counts]
-    if not column.best:
-        return texts, [False] * len(values)
-    groups = answer.frame.select(column.within).rows() if column.within else [()] * len(values)
-    first = {"min": min, "max": max}[column.best]
-    best: dict[tuple, object] = {}
-    for of, value in zip(groups, values, strict=True):
-        if value is not None:
-            best[of] = first(best.get(of, value), value)
-    return texts, [value is not None and value == best[of] for of, value in zip(groups, values, strict=True)]
+    if column.near:
+        texts = [f"≈ {text}" if near else text for text, near in zip(texts, frame[column.near], strict=True)]
+    return texts, frame["_best"].to_list()
 
 
 def cut(text: str, width: int) -> str:
@@ -1217,27 +1874,35 @@ def cut(text: str, width: int) -> str:
 
 
 def fit(answer: Answer, texts: dict[Column, list[str]], width: int) -> tuple[dict[Column, list[str]], list[str]]:
-    """The columns that `width` characters have room for, with their texts, and notes on what was cut or left out."""
+    """The columns that `width` characters have room for, with their texts, and notes on what was cut or left out.
+
+    Which row it is, the first column with a best, and its interval are the last to go; words are cut before.
+    """
     from rich.cells import cell_len
 
     widths = {c: max(map(cell_len, [number(c.title), *texts[c]])) + GAP for c in answer.columns}
-    shown = {c: texts[c] for c in answer.columns if c.key}
-    notes = []
-    for column in sorted(shown, key=lambda c: -widths[c]):
-        over = sum(widths[c] for c in shown) - width
-        if over > 0 and left_aligned(answer, column):
-            widths[column] = max(20 + GAP, widths[column] - over)
-            shown[column] = [cut(text, widths[column] - GAP) for text in texts[column]]
-            notes.append(f"Long texts in {column.title!r} are cut where … stands. {MORE_ROOM}")
-    others = [c for c in answer.columns if not c.key]
-    while others and sum(widths[c] for c in shown) + widths[others[0]] <= width:
-        shown[others[0]] = texts[others[0]]
-        others.pop(0)
+    metric = next((c for c in answer.columns if c.best), None)
+    shown = [c for c in answer.columns if c.key or c is metric]
+    words = [c for c in shown if left_aligned(answer, c)]
+    full = dict(widths)
+
+    def over() -> int:
+        return sum(widths[c] for c in shown) - GAP - width
+
+    while over() > 0 and words and (widest := max(words, key=widths.__getitem__)) and widths[widest] > 8 + GAP:
+        widths[widest] -= 1
+    shown = [c for c in shown if not (c.to and over() > 0)]
+    notes = [
+        f"Long texts in {number(c.title)!r} are cut where … stands. {MORE_ROOM}" for c in words if widths[c] < full[c]
+    ]
+    others = [c for c in answer.columns if c not in shown]
+    while others and over() + widths[others[0]] <= 0:
+        shown.append(others.pop(0))
     if others:
         listed = ", ".join(number(c.title) for c in others[:8]) + (", ..." if others[8:] else "")
         do = "1 more column does" if len(others) == 1 else f"{len(others)} more columns do"
         notes.append(f"{do} not fit in {width} characters: {listed}. {MORE_ROOM}")
-    return {c: shown[c] for c in answer.columns if c in shown}, notes
+    return {c: [cut(text, widths[c] - GAP) for text in texts[c]] for c in answer.columns if c in shown}, notes
 
 
 def colourful() -> bool:
@@ -1250,41 +1915,48 @@ def colourful() -> bool:
 def print_answer(answer: Answer) -> None:
     """Print title, table and notes to stdout, as wide as the terminal; what does not fit is named, never squeezed.
 
-    Of rich only the widths of characters are used: its console takes longer to import than most questions to answer.
+    A pipe gets every column at full width, unless COLUMNS says how wide it is. Of rich only the widths of characters
+    are used: its console takes longer to import than most questions to answer.
     """
     from rich.cells import cell_len
 
-    width = shutil.get_terminal_size().columns
-    rows = range(answer.frame.height) if answer.rows is None else answer.rows
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10**6
+    height = answer.frame.height
+    rows = answer.rows if isinstance(answer.rows, list) else list(range(height if answer.rows is None else answer.rows))
     texts, best = {}, {}
     for column in answer.columns:
-        made, marks = cells(answer, column)
+        made, best[column] = cells(answer, column, rows)
         # Colour would be lost in a pipe. The column that orders the rows needs no mark: its best stands on top.
-        texts[column] = [f"* {made[i]}" if marks[i] and not column.key else made[i] for i in rows]
-        best[column] = [marks[i] for i in rows]
+        marked = bool(column.within) or not column.key
+        texts[column] = [
+            f"* {text}" if star and marked else text for text, star in zip(made, best[column], strict=True)
+        ]
     shown, notes = fit(answer, texts, width)
-    if answer.rows is not None:
-        notes.append(f"{len(answer.rows)} of {answer.frame.height} rows shown; -o FILE has all.")
-    bold, green, plain = ("\x1b[1m", "\x1b[1;32m", "\x1b[0m") if colourful() else ("", "", "")
+    if len(rows) < height:
+        notes.append(f"{len(rows)} of {height} rows shown; -o FILE has all.")
+    bold, green, normal = ("\x1b[1m", "\x1b[1;32m", "\x1b[0m") if colourful() else ("", "", "")
     widths = {column: max(map(cell_len, [number(column.title), *values])) for column, values in shown.items()}
 
     def padded(column: Column, text: str, style: str) -> str:
         space = " " * (widths[column] - cell_len(text))
-        text = f"{style}{text}{plain}" if style else text
+        text = f"{style}{text}{normal}" if style else text
         return text + space if left_aligned(answer, column) else space + text
 
     def line(parts: Iterable[str]) -> str:
         return (" " * GAP).join(parts).rstrip()
 
-    print(f"{bold}{textwrap.fill(answer.title, width)}{plain}")
+    print(f"{bold}{textwrap.fill(plain(answer.title), width)}{normal}")
     print(line(padded(column, number(column.title), bold) for column in shown))
     print("─" * (sum(widths.values()) + GAP * (len(widths) - 1)))
     for i in range(len(rows)):
         print(line(padded(c, values[i], green if best[c][i] else "") for c, values in shown.items()))
-    for note in [*answer.notes, *notes]:
+    for note in map(plain, [*answer.notes, *notes]):
         print(
             textwrap.fill(note, width, subsequent_indent="    " if note.startswith(" ") else "", break_on_hyphens=False)
         )
+    if answer.closing:
+        print()
+        print_answer(answer.closing)
 
 
 def unnested(frame: pl.DataFrame) -> pl.DataFrame:
@@ -1304,13 +1976,22 @@ def typeset(answer: Answer, escape: Callable[[str], str], bold: str) -> tuple[li
 
 
 def as_markdown(answer: Answer) -> str:
-    """The shown table for a README; the best in bold."""
-    head, rows = typeset(answer, lambda text: re.sub(r"([\\|_*<`])", r"\\\1", text), "**%**")
+    """The shown table for a README; the best in bold. Texts stay texts: no link, image, markup or formula."""
+
+    def escape(text: str) -> str:
+        return re.sub(r"([\\|_*<>`\[\]~&$]|:(?=//)|(?<=www)\.)", r"\\\1", text)
+
+    head, rows = typeset(answer, escape, "**%**")
     rule = [":--" if left_aligned(answer, column) else "--:" for column in answer.columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, rule, *rows])
 
 
-LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {"±": r"$\pm$", "²": "$^2$", "…": r"\dots{}"}
+LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "²": "$^2$",
+    "…": r"\dots{}",
+}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -1319,42 +2000,71 @@ def as_latex(answer: Answer) -> str:
 
     def escape(text: str) -> str:
         text = "--" if text == "-" else "".join(LATEX.get(character, character) for character in text)
-        return re.sub(r"(?<![\w.])(-?[\d.]+)e([+-]?)0*(\d+)(?!\w)", power, text)
+        return re.sub(r"(?<![\w.])(-?[\d.]+|\([-\d. $\\pm]+\))e([+-]?)0*(\d+)(?!\w)", power, text)
 
     def power(match: re.Match[str]) -> str:
-        return f"${match[1]} \\times 10^{{{match[2].replace('+', '')}{match[3]}}}$"
+        return f"${match[1].replace('$', '')} \\times 10^{{{match[2].replace('+', '')}{match[3]}}}$"
 
     head, rows = typeset(answer, escape, r"\textbf{%}")
     align = "".join("l" if left_aligned(answer, column) else "r" for column in answer.columns)
-    body = "".join(" & ".join(row) + " \\\\\n" for row in rows)
+
+    def line(row: Sequence[str]) -> str:
+        text = " & ".join(row) + " \\\\\n"
+        return "{}" + text if text[0] in "[*" else text  # or it would be the argument of the \\ or \midrule before it
+
     return (
         f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{align}}}\n\\toprule\n"
-        f"{' & '.join(head)} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+        f"{line(head)}\\midrule\n{''.join(map(line, rows))}\\bottomrule\n\\end{{tabular}}\n"
     )
+
+
+STYLE = """body { font: 14px system-ui, sans-serif; margin: 2em } table { border-collapse: collapse }
+th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid } .number { text-align: right }
+"""
+
+
+def page(title: str, body: str, script: str = "") -> str:
+    """A page that loads nothing and runs nothing but `script`: the policy that it carries names its parts by hash."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src-elem {digest(STYLE)}"
+    if script:
+        policy += f"; style-src-attr 'unsafe-inline'; img-src data:; script-src {digest(script)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{html.escape(plain(title))}</title>\n'
+        f"<style>{STYLE}</style>\n{body}" + (f"<script>{script}</script>\n" if script else "") + "</html>\n"
+    )
+
+
+def html_table(answer: Answer) -> str:
+    """Title, shown table and notes as a part of a page; the best in bold."""
+    head, rows = typeset(answer, html.escape, "<b>%</b>")
+    kinds = ["" if left_aligned(answer, column) else " class=number" for column in answer.columns]
+
+    def line(tag: str, texts: Iterable[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}{kind}>{text}" for kind, text in zip(kinds, texts, strict=True)) + "\n"
+
+    notes = "".join(f"<p>{html.escape(plain(note))}</p>\n" for note in answer.notes)
+    body = "".join(line("td", row) for row in rows)
+    title = html.escape(plain(answer.title))
+    return f"<h3>{title}</h3>\n<table>\n<thead>{line('th', head)}</thead>\n<tbody>\n{body}</tbody></table>\n{notes}"
 
 
 def as_html(answer: Answer) -> str:
-    """The shown table as a page of its own; the best in bold."""
-    head, rows = typeset(answer, html.escape, "<b>%</b>")
-    right = [i for i, column in enumerate(answer.columns, 1) if not left_aligned(answer, column)]
-    numbers = ",".join(f"tr>:nth-child({i})" for i in right) or "none"
-    title = html.escape(answer.title)
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n<style>\n'
-        "body { font: 14px system-ui, sans-serif; margin: 2em } table { border-collapse: collapse }\n"
-        f"th, td {{ padding: .3em .8em; text-align: left; border-bottom: 1px solid }} {numbers} {{ text-align: right }}"
-        f"\n</style>\n<h3>{title}</h3>\n<table>\n<thead><tr><th>{'<th>'.join(head)}</thead>\n<tbody>\n"
-        + "".join(f"<tr><td>{'<td>'.join(row)}\n" for row in rows)
-        + f"</tbody></table>\n{''.join(f'<p>{html.escape(note)}</p>' for note in answer.notes)}</html>\n"
-    )
+    """The shown table as a page of its own."""
+    return page(answer.title, "".join(html_table(table) for table in (answer, answer.closing) if table))
 
 
-def write(path: Path, content: Callable[[Path], object]) -> None:
-    """Let `content` write a file beside `path`, then put it in its place: never a half-written file."""
+def write(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, then put it in its place: never a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        content(beside)
+        with beside.open("xb") as file:  # never through a link that somebody laid there
+            file.write(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -1369,12 +2079,16 @@ DRAWN = (".html", ".png", ".svg", ".pdf")
 def save(answer: Answer, path: Path) -> None:
     """Save by suffix: data at full precision (.csv, .parquet, .json), or the shown table (.md, .tex, .html)."""
     suffix = path.suffix.lower()
+    buffer = io.BytesIO()
     if suffix in TYPESET:
-        write(path, lambda beside: beside.write_text(TYPESET[suffix](answer), encoding="utf-8"))
+        buffer.write(TYPESET[suffix](answer).encode())
+        if answer.closing and suffix != ".html":  # where it stands on the page
+            buffer.write(f"\n{TYPESET[suffix](answer.closing)}".encode())
     elif suffix == ".csv":
-        write(path, unnested(answer.frame).write_csv)
+        unnested(answer.frame).write_csv(buffer)
     else:
-        write(path, answer.frame.write_json if suffix == ".json" else answer.frame.write_parquet)
+        (answer.frame.write_json if suffix == ".json" else answer.frame.write_parquet)(buffer)
+    write(path, buffer.getvalue())
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -1442,20 +2156,25 @@ def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: 
 
 
 def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: str, descending: bool) -> alt.LayerChart:
-    """The pivot as a heat map with `mean ± std` and n in each cell; the best of each column in bold."""
+    """The pivot as a heat map with `mean ± std` and n in each cell; the best of each column in bold.
+
+    ≈ stands before what is `not_told_apart` from it, if `groups` has that column.
+    """
 
     mean = pl.col("mean")
     frame = groups.drop_nulls("mean")
+    frame = labelled(labelled(frame, rows, "_row"), cols, "_col")
+    near = pl.col("not_told_apart") if "not_told_apart" in frame.columns else pl.lit(False)
     colours = scale(frame, "mean")
     depth = mean.log() if colours["type"] == "log" else mean
     frame = frame.select(
-        *("mean", "std", "n"),
-        _row=label(rows),
-        _col=label(cols),
+        *("mean", "std", "n", "_row", "_col"),
+        _near=pl.when(near).then(pl.lit("≈ ")).otherwise(pl.lit("")),
         _best=mean == (mean.max() if descending else mean.min()).over(cols),
         _dark=(depth - depth.min()) / (depth.max() - depth.min()) > 0.55,
     )
-    texts = [number(m) if s is None else f"{number(m)} ± {number(s)}" for m, s in frame.select("mean", "std").rows()]
+    values = frame.select("_near", "mean", "std").rows()
+    texts = [near + (number(m) if s is None else with_error(m, s)) for near, m, s in values]
     frame = frame.with_columns(pl.Series("_text", texts, pl.String), _n=pl.concat_str(pl.lit("n="), "n"))
     width = max([130, *(9 * len(text) for text in texts)])
     cell = alt.Chart(frame, width=alt.Step(width), height=alt.Step(44)).encode(
@@ -1473,10 +2192,16 @@ def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: s
 
 
 def draw_best(chosen: pl.DataFrame, dims: list[str], metric: str) -> alt.LayerChart:
-    """The honest comparison: the chosen configuration with its interval over median and range of all of them."""
+    """The honest comparison: the chosen configuration with its interval over median and range of all of them.
+
+    ≈ stands before what is not told apart from the best.
+    """
 
     best, every = "best configuration, 95 % interval", "all configurations, median and range"
-    frame = chosen.drop("values").with_columns(_row=label(dims), _best=pl.lit(best), _every=pl.lit(every))
+    near = pl.when("not_told_apart").then(pl.lit("≈ ")).otherwise(pl.lit(""))
+    frame = labelled(chosen, dims, "_row").with_columns(
+        _row=pl.concat_str(near, "_row"), _best=pl.lit(best), _every=pl.lit(every)
+    )
     chart = alt.Chart(frame, width=460, height=alt.Step(30)).encode(
         alt.Y("_row:N", sort=None, title=names(dims)), **pointer(frame)
     )
@@ -1526,7 +2251,9 @@ def plot(answer: Answer, path: Path) -> None:
     chart = chart.configure_text(fontSize=12).configure_view(stroke=None).configure_title(fontSize=14)
     chart = chart.configure_axisX(labelFlush=False, labelOverlap=True, tickCount=8)
     how = {"inline": True, "embed_options": EMBED} if path.suffix.lower() == ".html" else {"ppi": 200}
-    write(path, lambda beside: chart.save(str(beside), format=path.suffix.lower()[1:], **how))
+    buffer = io.BytesIO() if path.suffix.lower() in (".png", ".pdf") else io.StringIO()
+    chart.save(buffer, format=path.suffix.lower()[1:], **how)
+    write(path, buffer.getvalue() if isinstance(buffer, io.BytesIO) else buffer.getvalue().encode())
 
 
 # The menu of an interactive picture: save it, but no links to web pages; a click on a run opens W&B in a new tab.
@@ -1585,14 +2312,17 @@ def parser() -> argparse.ArgumentParser:
     runs = made.add_argument_group("which runs").add_argument
     runs("-f", "--filter", metavar="REGEX", help="name matches, any case, anywhere in it")
     runs("--project", metavar="REGEX", help="project matches, likewise")
-    runs("--protocol", choices=("distribution", "single_graph"))
-    runs("--state", default="finished", metavar="STATE,..", help="states, or all (default: finished)")
+    runs("--protocol", choices=("distribution", "single_graph", "all"), help="how the data were split (default: all)")
+    states = "states, or all; repeatable (default: finished)"
+    runs("--state", type=parse_states, action="extend", metavar="STATE,..", help=states)
+    runs("--tag", action="append", metavar="TAG", help="has this tag; repeat for any of several")
     runs("--where", metavar="SQL", help="a condition, such as 'k >= 16 AND metric_test_mse < 0.5'")
     metric = made.add_argument_group("which metric").add_argument
     common = "test/mse, test_mse or metric_test_mse (default: the first common test or val metric with values)"
     metric("-m", "--metric", metavar="NAME", help=common)
     metric("--metrics", metavar="A,B,..", help="several side by side, in --top and --group-by; the first orders")
-    metric("--descending", action="store_true", help="the highest is the best (accuracies)")
+    directions = "the highest is the best, whatever the name says; NAME:max and NAME:min say it of one metric"
+    metric("--descending", action="store_true", help=directions)
     ask = made.add_argument_group("which question (default: --top 10)").add_argument
     ask("-n", "--top", type=positive, metavar="N", help="the N best runs; of another question the first N rows")
     ask("-g", "--group-by", metavar="A,B,..", help="n, mean, std, min, median, max of each group")
@@ -1601,16 +2331,21 @@ def parser() -> argparse.ArgumentParser:
     ask("--cols", metavar="A,B,..", help="other columns for them (default: dataset)")
     best_by = (
         "in each cell of --rows x --cols, or of --group-by, the configuration with the best mean METRIC over seeds; "
-        "its --metric as mean ± std with a 95%% bootstrap interval, beside median and range of all configurations"
+        "its --metric as mean ± std with a 95%% interval, the difference to the best, median and range of all "
+        "configurations; with --pivot as a table of rows x columns"
     )
-    ask("--best-by", metavar="METRIC[:max]", help=best_by)
-    ask("--over", metavar="A,B,..", help="what --best-by averages over (default: seeds, and what is unique per run)")
+    ask("--best-by", metavar="METRIC", help=best_by)
+    ask("--over", metavar="GLOB,..", help="what --best-by averages over (default: every seed)")
+    ask("--ignore", metavar="GLOB,..", help="columns that are no hyperparameters, beside the labels that it finds")
+    ask("--config", metavar="GLOB,..", help="just the columns that make a configuration")
     ask("--importance", action="store_true", help="how strongly each varying hyperparameter goes with the metric")
+    best = "metrics as they were at the step where each run's KEY was best, from the history (early stopping)"
+    metric("--at-best", metavar="KEY[:max]", help=best)
     ask("--sql", metavar="QUERY", help="Polars SQL over the tables runs and history")
     ask("--schema", action="store_true", help="the columns: kind, type, share of nulls, values, W&B key")
     ask("--match", metavar="REGEX", help="of --schema, the columns that match")
     ask("--curves", metavar="KEY", help="mean ± std of a logged key over the runs of each --group-by")
-    ask("--x", metavar="KEY", help="what --curves aligns by (default: _step)")
+    ask("--x", metavar="KEY", help="what --curves aligns by (default: the declared step metric, else _step)")
     ask("--smooth", type=weight, default=0.0, metavar="W", help="smooth --curves as W&B does, 0 <= W < 1")
     out = made.add_argument_group("where to").add_argument
     out("-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown: {' '.join(SAVED)}")
@@ -1619,42 +2354,38 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+QUESTIONS = ("--schema", "--sql", "--curves", "--importance", "--best-by", "--pivot", "--group-by", "--top")
+# Of each option that not all questions take: those that do, and how an error names them.
+GOES_WITH: dict[str, tuple[tuple[str, ...], str]] = {
+    "--plot": (("--top", "--group-by", "--pivot", "--best-by", "--curves"), "runs, groups, pivots or curves"),
+    "--at-best": (tuple({*QUESTIONS} - {"--curves"}), "questions about runs; --curves shows every step"),
+    "--metrics": (("--top", "--group-by"), "--top or --group-by"),
+    "--rows": (("--pivot", "--best-by"), "--pivot or --best-by"),
+    "--cols": (("--pivot", "--best-by"), "--pivot or --best-by"),
+    "--over": (("--best-by",), "--best-by"),
+    "--ignore": (("--best-by",), "--best-by"),
+    "--config": (("--best-by",), "--best-by"),
+    "--x": (("--curves",), "--curves"),
+    "--smooth": (("--curves",), "--curves"),
+    "--top": (("--top", "--group-by", "--best-by", "--importance", "--sql"), "a list"),
+}
+
+
 def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
     """End with a usage error when options ask two questions at once, or belong to a question that is not asked."""
-    questions = {
-        "--best-by": args.best_by,
-        "--importance": args.importance,
-        "--sql": args.sql,
-        "--schema": args.schema or args.match,
-        "--curves": args.curves,
-        "--pivot": args.pivot or ((args.rows or args.cols) and not args.best_by),
-        "--group-by": args.group_by and not args.best_by and not args.curves,
-    }
-    asked = [option for option, value in questions.items() if value]
+    given = {f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value}
+    given |= {"--schema"} if "--match" in given else set()
+    given |= {"--pivot"} if given & {"--rows", "--cols"} and "--best-by" not in given else set()
+    asked = [question for question in QUESTIONS[:-1] if question in given]
+    if asked and asked[0] in ("--curves", "--best-by"):  # which may be asked by groups, or as a pivot
+        asked = [q for q in asked if q != "--group-by" and (asked[0], q) != ("--best-by", "--pivot")]
     if asked[1:]:
         made.error(f"{' and '.join(asked)} are separate questions; ask one at a time")
-    for option, value, needs, given in (
-        (
-            "--plot",
-            args.plot,
-            "runs, groups, --pivot, --best-by or --curves",
-            asked not in (["--importance"], ["--sql"], ["--schema"]),
-        ),
-        ("--over", args.over, "--best-by", args.best_by),
-        ("--x", args.x, "--curves", args.curves),
-        ("--smooth", args.smooth, "--curves", args.curves),
-        ("--metrics", args.metrics, "--top or --group-by", not asked or asked == ["--group-by"]),
-        ("--rows and --cols", args.rows or args.cols, "--pivot, or --best-by without --group-by", not args.group_by),
-        ("--top", args.top, "a list", asked not in (["--pivot"], ["--curves"], ["--schema"])),
-    ):
-        if value and not given:
-            made.error(f"{option} goes with {needs}")
-
-
-def highest_wins(select: str, descending: bool) -> bool:
-    """Whether the highest of a selection metric is best: its name says so, or --descending, unless it is a loss."""
-    loss = re.search(r"loss|mse|mae|rmse|error|nll|perplexity|(?:^|_)ppl", select.lower())
-    return bool(SCORE.search(select.lower())) or (descending and not loss)
+    for option, (questions, words) in GOES_WITH.items():
+        if option in given and (asked or ["--top"])[0] not in questions:
+            made.error(f"{option} goes with {words}")
+    if "--group-by" in given and given & {"--rows", "--cols", "--pivot"}:
+        made.error("--rows and --cols go with --pivot, or with --best-by without --group-by")
 
 
 def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
@@ -1665,31 +2396,38 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
         return sql(runs, args.sql)
     by = resolve_all(args.group_by or "", runs)
     if args.curves:
-        return curves(runs, args.curves, by, args.x or "_step", args.smooth)
-    metrics = [resolve_metric(m, runs) for m in [args.metric or "", *(args.metrics or "").split(",")] if m.strip()]
-    metrics = list(dict.fromkeys(metrics)) or [default_metric(runs)]
-    hint_direction(metrics[0], args.descending)
+        return curves(runs, args.curves, by, args.x, args.smooth)
+    said: dict[str, str | None] = {}
+    for word in filter(str.strip, [args.metric or "", *(args.metrics or "").split(",")]):
+        name, direction = directed(word)
+        metric = resolve_metric(name, runs)
+        said[metric] = said.get(metric) or direction
+    metrics = list(said or [default_metric(runs)])
+    word, direction = directed(args.best_by or "")
+    select = resolve_metric(word, runs) if word else metrics[0]
+    said[select] = direction or said.get(select)
+    highest = {m: highest_wins(m, said.get(m), args.descending, m == metrics[0]) for m in [*metrics, select]}
+    say_opposite(highest)
+    say_kept(runs, highest)
+    descending = highest[metrics[0]]
     if args.importance:
-        return importance(runs, metrics[0], args.descending)
+        return importance(runs, metrics[0], descending)
     if by and not args.best_by:
-        return group(runs, by, metrics, args.descending)
+        return group(runs, by, metrics, [highest[metric] for metric in metrics])
     if not (args.pivot or args.rows or args.cols or args.best_by):
-        return top(runs, metrics, args.top or 10, args.descending)
+        shown = [resolve_metric(directed(args.at_best)[0], runs)] if args.at_best else []
+        metrics = list(dict.fromkeys([metrics[0], *shown, *metrics[1:]]))
+        return top(runs, metrics, args.top, descending, bool(args.output or args.json))
     rows, cols = resolve_all(args.rows or "arch", runs), resolve_all(args.cols or "dataset", runs)
+    if (args.pivot or not args.best_by) and (both := [c for c in rows if c in cols]):
+        raise Stop(f"{both[0]} stands in the rows and in the columns. Choose other --rows or --cols.")
     if not args.best_by:
-        return pivot(runs, rows, cols, metrics[0], args.descending)
-    word, _, direction = args.best_by.rpartition(":")
-    if direction not in ("min", "max"):
-        word, direction = args.best_by, ""
-    select = resolve_metric(word, runs)
-    highest = direction == "max" if direction else highest_wins(select, args.descending)
-    over = None
-    if args.over:
-        words = [word.strip() for word in args.over.split(",") if word.strip()]
-        seeds = [c for c in hyperparameters(runs) if is_seed(c)]
-        over = [c for word in words for c in (seeds if word == "seed" and seeds else [resolve(word, runs)])]
+        return pivot(runs, rows, cols, metrics[0], descending)
+    over, only = (resolve_globs(words, runs) if words else None for words in (args.over, args.config))
+    ignore = resolve_globs(args.ignore or "", runs)
     dims, within = (by, []) if by else (list(dict.fromkeys([*rows, *cols])), cols)
-    return best_by(runs, dims, within, select, highest, metrics[0], args.descending, over)
+    question = (dims, within, select, highest[select], metrics[0], descending)
+    return best_by(runs, *question, over, ignore, only, args.pivot)
 
 
 def main() -> int:
@@ -1704,22 +2442,25 @@ def main() -> int:
     runs = read(find_files(args.input))
     if args.output and args.output.resolve() in [path.resolve() for path in runs.files]:
         raise Stop(f"{args.output} is read from, and would be overwritten. Choose another -o.")
-    answer = answer_to(args, keep(runs, args))
-    if args.top and answer.frame.height > args.top:
-        answer = replace(
-            answer,
-            frame=answer.frame.head(args.top),
-            notes=[*answer.notes, f"The first {args.top} of {answer.frame.height}."],
-        )
-    if args.json:
-        print(answer.frame.write_json())
-    else:
-        print_answer(answer)
+    runs = keep(runs, args)
+    if args.at_best:
+        key, said = directed(args.at_best)
+        runs = at_best(runs, key, highest_wins(column_name(key), said, args.descending, reported=False))
+        if args.where:  # of what the question sees
+            runs = replace(runs, frame=where(args.where, runs))
+    answer = answer_to(args, runs)
+    if args.top:
+        more = [f"The first {args.top} of {answer.frame.height}."] if answer.frame.height > args.top else []
+        answer = replace(answer, frame=answer.frame.head(args.top), notes=[*answer.notes, *more], rows=None)
     if args.output:
         save(answer, args.output)
     if args.plot:
         plot(answer, args.plot)
-    return 0
+    if args.json:
+        print(answer.frame.write_json())
+    else:
+        print_answer(answer)
+    return 1 if runs.damaged else 0
 
 
 if __name__ == "__main__":

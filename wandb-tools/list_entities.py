@@ -98,7 +98,8 @@ def finish(main: Callable[[], int]) -> NoReturn:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed by the caller: the next file opened would take its place
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            setattr(sys, name, open(number, "r+" if number == 0 else "w", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name that the terminal's encoding lacks
     try:
         code = main()
         sys.stdout.flush()
@@ -108,17 +109,27 @@ def finish(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         code = 130
-    except (BrokenPipeError, SystemExit) as error:  # the reader of our stdout, `head` for example, has seen enough
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # which rich turns so
+    except SystemExit as end:  # after --help, or as rich turns a BrokenPipeError
+        code = 0 if isinstance(end.__context__, BrokenPipeError) else int(end.code or 0)
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # one more byte, for what failed may be gone from the buffer
+        except BrokenPipeError:  # the reader of our results, `head` for example, has seen enough
+            code = 0
+        else:  # what broke is another connection
+            say("error: a connection was closed from the other side. Try again.")
+            code = 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "new thread" not in str(error):
             raise
-        code = 0
-    except MemoryError:
         say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
         code = 1
     except OSError as error:
         say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
         code = 1
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)  # at once: worker threads may still wait for a server, and there is nothing left to clean up
 
 
