@@ -124,7 +124,7 @@ def export(
 ) -> Done:
     """Run export_runs.py to the end in this process, as its last line does, with `-e entity -o folder` and args."""
     script = load_script("export_runs.py")
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     command = ["export_runs.py", *(["-e", entity] if entity else []), "-o", str(folder), *args]
     environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": key, "COLUMNS": "80"} | env
     forget_settings()
@@ -142,9 +142,10 @@ def export(
             code = exited.args[0]
         except SystemExit as exited:  # argparse's
             code = int(exited.code or 0)
-    assert key not in out.getvalue() + err.getvalue()
-    assert "Traceback" not in err.getvalue()
-    return Done(code, out.getvalue(), err.getvalue())
+    said = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    assert key not in "".join(said)
+    assert "Traceback" not in said[1]
+    return Done(code, *said)
 
 
 def good(done: Done) -> Done:

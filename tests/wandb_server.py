@@ -873,6 +873,8 @@ class Weather:
     """Seconds for which a pre-signed URL holds."""
     hidden_entities: str = "null"
     """What listing an entity the key cannot see gives: "null", "empty" (no projects) or "error" (permission denied)."""
+    tamper: Callable[[str, dict[str, Any]], Any] | None = None
+    """Gets the name of a GraphQL request and its answer (with `data`), and gives back what is sent in its place."""
     gzip: bool = False
     """Compress answers for clients that accept it."""
     random: random.Random = field(default_factory=lambda: random.Random(0))
@@ -2111,6 +2113,8 @@ class _Handler(BaseHTTPRequestHandler):
         if result.errors:
             answer["errors"] = [error.formatted for error in result.errors]
         ready = request.answer(answer)
+        if weather.tamper:
+            ready = json.dumps(weather.tamper(name, json.loads(ready))).encode()
         owner.closing.wait(
             weather.latency + weather.work_per_run * request.runs + weather.work_per_count * request.counts
         )

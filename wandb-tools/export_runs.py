@@ -772,7 +772,7 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
     for node in nodes:
         try:
             row, *parsed = read_run(node, project.args.system_metrics)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             note_failure(project, node, f"its config or summary cannot be read: {error}")
             continue
         url = f"{place}/runs/{quote(row['id'], safe='')}"
@@ -1187,7 +1187,7 @@ class Listing:
                     continue  # no run; the count will tell
                 try:
                     print_ = fingerprint(fixed_fields(node).values())
-                except (ValueError, OverflowError) as error:  # a date that is none
+                except (ValueError, OverflowError, TypeError, AttributeError) as error:  # a date that is none
                     note_failure(project, node, f"what W&B says of it cannot be read: {error}")
                     print_ = (node["name"],)
                 else:
@@ -1220,7 +1220,7 @@ def second(node: dict[str, Any] | None) -> int | None:
     """When a run was created, in whole seconds since 1970; None where W&B does not say, or means no time of ours."""
     try:
         moment = microseconds((node or {}).get("createdAt"))
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError):
         return None
     return moment // 1_000_000 if moment and 0 < moment < 4e15 else None  # until 2096
 
