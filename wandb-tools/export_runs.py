@@ -683,7 +683,7 @@ class Project:
     @property
     def parts(self) -> Path:
         """Where fetched pages wait for the merge; there only while an export is under way or was interrupted."""
-        return self.path("runs.parquet").with_name(f".{file_stem(f'{self.entity}_{self.name}')}.parts")
+        return self.args.output / f".{file_stem(f'{self.entity}_{self.name}')}.parts"
 
 
 def file_stem(name: str) -> str:
@@ -850,16 +850,15 @@ class Stored:
 
     def __init__(self, path: Path, project: Project, what: str) -> None:
         self.path = path
+        advice = "It is left alone; move it away, or use another -o"
         try:
-            with self.open() as file:
+            with open_parquet(path) as file:
                 self.metadata, self.names = file.metadata, file.schema_arrow.names
+            self.about = json.loads((self.metadata.metadata or {}).get(b"wandb_tools", b"{}"))
         except (ValueError, OSError, KeyError) as error:
-            raise Stop(
-                f"{path} cannot be read ({error}). It is left alone; move it away, or use another -o", 1
-            ) from None
-        self.about = json.loads((self.metadata.metadata or {}).get(b"wandb_tools", b"null"))
-        if not self.about or what not in self.about:
-            raise Stop(f"{path} is no export of this tool. It is left alone; move it away, or use another -o", 1)
+            raise Stop(f"{path} cannot be read ({error}). {advice}", 1) from None
+        if what not in self.about:
+            raise Stop(f"{path} is no export of this tool. {advice}", 1)
         if (self.about["entity"], self.about["project"]) != (project.entity, project.name):
             owner = f"{self.about['entity']}/{self.about['project']}"
             raise Stop(f"{path} is that of {owner}, whose name spells the same file. Use another -o", 1)
@@ -867,14 +866,11 @@ class Stored:
         self.starts = list(itertools.accumulate(sizes, initial=0))
         self.cached: tuple[int, pa.Table] | None = None
 
-    def open(self) -> Any:
-        return open_parquet(self.path)
-
-    def read(self, groups: list[int], columns: list[str] | None = None) -> pa.Table:
-        """Whole row groups."""
+    def read(self, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
+        """One row group, or all."""
         try:
-            with self.open() as file:
-                return file.read_row_groups(groups, columns)
+            with open_parquet(self.path) as file:
+                return file.read(columns) if group is None else file.read_row_group(group, columns)
         except (ValueError, OSError) as error:
             raise Damaged(self.path, error) from None
 
@@ -882,7 +878,7 @@ class Stored:
         """The row group that holds a row, and its first row's number. The last one is kept: merges read in order."""
         number = bisect_right(self.starts, row) - 1
         if self.cached is None or self.cached[0] != self.starts[number]:
-            self.cached = self.starts[number], self.read([number])
+            self.cached = self.starts[number], self.read(group=number)
         return self.cached
 
     def take(self, rows: Sequence[int]) -> pa.Table:
@@ -920,19 +916,23 @@ class Runs(Stored):
         self.columns: dict[Key, str] = {tuple(key): column for key, _, column in self.about["keys"]}
         if set(self.names) != {*self.columns.values(), *fixed_schema()} - {"*"}:
             raise Stop(f"{path} cannot be read (its columns are not those that its footer tells of)", 1)
-        light = self.read(list(range(self.metadata.num_row_groups)), list(FIELDS))
-        lists = [
-            (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
-            for column in (light[name] for name in FIELDS)
-        ]
-        self.prints = list(map(fingerprint, zip(*lists, strict=True)))
+        light = self.read(list(FIELDS)).select(list(FIELDS))
+        columns = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in light)
+        self.prints = list(map(fingerprint, zip(*(column.to_pylist() for column in columns), strict=True)))
+
+    def configs(self, table: pa.Table) -> dict[Key, tuple[list[Any], Counter[str]]]:
+        """`gather` of the configs of these rows."""
+        try:
+            return gather([parse_json(text) for text in table["_config_json"].to_pylist()])
+        except (ValueError, RecursionError) as error:  # written before pages had checksums
+            raise Damaged(self.path, error) from None
 
     def count_kinds(self, rows: set[int]) -> dict[Key, Counter[str]]:
         """How many values of which kind each key has in these rows: all that there are, less those of the others."""
         left = {key: kinds.copy() for key, kinds in self.kinds.items()}
         for block in batched([row for row in range(len(self.prints)) if row not in rows], BLOCK):
             table = self.take(block)
-            configs = gather([parse_json(text) for text in table["_config_json"].to_pylist()])
+            configs = self.configs(table)
             for key, column in self.columns.items():
                 if key[0] != "config":
                     left[key] -= Counter(float=len(table) - table[column].null_count)
@@ -952,7 +952,7 @@ class Runs(Stored):
             if (held := table[self.columns[key]]).type != kind and held.null_count < len(held)
             if not (pa.types.is_int64(held.type) and pa.types.is_float64(kind))  # rounds as Python's float() does
         }
-        cells = gather([parse_json(text) for text in table["_config_json"].to_pylist()]) if again else {}
+        cells = self.configs(table) if again else {}
         for key, column in columns.items():
             kind = schema.field(column).type
             if key in again and key in cells:
@@ -1160,7 +1160,8 @@ class Listing:
           project(name: $project, entityName: $entity) {{ {asked} }} }}"""
         variables: dict[str, Any] = {"entity": project.entity, "project": project.name}
         variables |= {f"s{i}": all_of([*project.args.filters, created(a, b)]) for i, (a, b) in enumerate(slices)}
-        counts = list(project.server.ask(query, variables)["project"].values())
+        reply = project.server.ask(query, variables)["project"]
+        counts = [reply[f"s{i}"] for i in range(len(slices))]
         share = max(FIRST_PAGE, -(-sum(counts) // project.args.workers))
         held = 0
         for (a, b), runs in zip(slices, counts, strict=True):
@@ -1831,7 +1832,7 @@ def export_history(project: Project) -> None:
     globs, before = read_history(project) if usable else (args.history_keys, {})
     stored = Stored(project.path("runs.parquet"), project, "keys")
     columns = ["id", "name", "state", "history_rows", "last_step", "heartbeat_at"]
-    table = stored.read(list(range(stored.metadata.num_row_groups)), columns)
+    table = stored.read(columns).select(columns)
     table = table.set_column(5, "heartbeat_at", table["heartbeat_at"].cast(pa.int64()))
     runs = {run["id"]: run for run in table.to_pylist()}
     facts = {run: known for run, known in before.items() if run in runs}
