@@ -81,3 +81,11 @@ def test_no_script_imports_a_sibling_or_what_it_does_not_declare():
             )
             for name in names:
                 assert name.split(".")[0] in allowed, f"{script.name} imports {name}"
+
+
+def test_the_clients_private_name_stands_in_one_place_and_the_version_that_has_it_is_bounded():
+    for script in SCRIPTS:
+        wandb = [bound for bound in header(script)["dependencies"] if bound.startswith("wandb")]
+        assert len(re.findall(r"\._service_api\b", script.read_text())) == len(wandb), script.name
+        assert wandb in ([], ["wandb>=0.31,<0.32"])
+        assert bool(wandb) == ("connection" in blocks(script)), script.name

@@ -410,13 +410,13 @@ class Connection:
         told = 0.0
         while True:
             time.sleep(0.5)
-            now = time.monotonic()
-            if (silence := now - max(self.heard, min(self.under_way, default=now))) > 4:
-                self.news = self.news or f"no answer from {self.base_url} for {silence:.0f} s; still waiting"
-            if self.news and now - told > 15:
-                say(f"... {self.news}")
+            now, news, self.news = time.monotonic(), self.news, ""
+            silence = now - max(self.heard, min(self.under_way, default=now))
+            if silence > 4 and not news:
+                news = f"no answer from {self.base_url} for {silence:.0f} s; still waiting"
+            if news and now - told > 15:
+                say(f"... {news}")
                 told = now
-            self.news = ""
 
 
 @contextlib.contextmanager
@@ -455,14 +455,12 @@ def list_projects(connection: Connection, entity: str) -> list[str]:
     names: list[str] = []
     seen: set[str] = set()
     after = None
-    while True:
-        page = connection.ask(query, {"entity": entity, "after": after}).get("models")
-        if page is None:
-            return names
-        with expected(f"the projects of {entity}"):
+    with expected(f"the projects of {entity}"):
+        while (page := connection.ask(query, {"entity": entity, "after": after})["models"]) is not None:
             names += [edge["node"]["name"] for edge in page["edges"]]
             if (after := next_cursor(page, seen)) is None:
-                return names
+                break
+    return names
 
 
 # --- end connection ---
