@@ -2434,7 +2434,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         return [] if isinstance(columns, Stop) else [c for c in columns if take(runs, [c])[c].n_unique() > 1]
 
     with heard(said):
-        metric = resolve_metric(directed(args.metric, False)[0], runs) if args.metric else default_metric(runs)
+        metric = resolve_metric(directed(args.metric)[0], runs) if args.metric else default_metric(runs)
         everyone = keep(
             every, argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
         )
@@ -2449,9 +2449,10 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
             ask(**cells, pivot=bool(cols))
         )
     else:
-        paper = ask(**cells, best_by=select, pivot=True) if cols else Stop("")
-        comparison = part(replace(paper, draw=None)) if isinstance(paper, Answer) else ""
-        comparison += part(ask(**cells, best_by=select))
+        cell = ask(**cells, best_by=select)
+        paper = ask(**cells, best_by=select, pivot=True) if cols else cell
+        two = isinstance(paper, Answer) and isinstance(cell, Answer) and paper.title != cell.title
+        comparison = (part(replace(paper, draw=None)) if two else "") + part(cell)
 
     best = ask(json=True)  # with every column
     if isinstance(best, Answer):
@@ -2468,7 +2469,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         if points.height > THINNED:
             along += f"<p>{THINNED} of {points.height} runs are drawn; the means are of all.</p>"
 
-    key = directed(args.best_by, False)[0] if args.best_by else metric if isinstance(select, Stop) else select
+    key = directed(args.best_by)[0] if args.best_by else metric if isinstance(select, Stop) else select
     rows = [
         (str(path), datetime.fromtimestamp(exported_at(path), UTC).strftime("%Y-%m-%d %H:%M")) for path in runs.files
     ]
@@ -2683,6 +2684,11 @@ GOES_WITH: dict[str, tuple[tuple[str, ...], str]] = {
 def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
     """End with a usage error when options ask two questions at once, or belong to a question that is not asked."""
     given = {f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value}
+    if "--report" in given:
+        single = {"--metrics", "--match", "--output", "--plot", "--json", *QUESTIONS} - {"--best-by", "--group-by"}
+        if others := sorted(given & single):
+            made.error(f"--report asks every question and writes a page of its own; leave out {', '.join(others)}")
+        return
     given |= {"--schema"} if "--match" in given else set()
     given |= {"--pivot"} if given & {"--rows", "--cols"} and "--best-by" not in given else set()
     asked = [question for question in QUESTIONS[:-1] if question in given]
