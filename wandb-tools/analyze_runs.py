@@ -2315,10 +2315,12 @@ def draw_weeks(weeks: pl.DataFrame) -> alt.Chart:
 def varied(runs: Runs) -> Answer:
     """What varied: one row per hyperparameter, its `values` with how many runs have each; constants in a note."""
 
-    points = take(runs, hyperparameters(runs))
-    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in points.columns}
+    points = take(runs, hyperparameters(runs)).with_row_index("_seed")
+    seeds = [c for c in points.columns if is_seed(c) and c != "_seed"]
+    points = points.with_columns(pl.col("_seed").min().over(seeds) if seeds else pl.lit(0).alias("_seed"))
+    columns = [c for c in points.columns if c != "_seed" and c not in run_labels(points, points.columns[1:])]
+    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in columns}
     varying = [c for c, table in counts.items() if table.height > 1]
-    varying = [c for c in varying if c not in unique_per_run(points, varying)]
     constant = [f"{short(c)}={number(table[c][0])}" for c, table in counts.items() if table.height == 1]
     rows = []
     for column in distinct_partitions(points, varying):
@@ -2366,9 +2368,7 @@ def validation_metric(runs: Runs, metric: str) -> str:
     counts = take(runs, there).select(pl.all().is_finite().sum()).row(0) if there else []
     if found := [column for column, n in zip(there, counts, strict=True) if n]:
         return found[0]
-    raise Stop(
-        f"no validation metric (val/{measure}, val/loss, ...) has a value: these are means over all runs, in which"
-    )
+    raise Stop(f"no validation metric (val/{measure}, val/loss, ...) has a value. Name one with --best-by.")
 
 
 @contextlib.contextmanager
@@ -2403,13 +2403,14 @@ def part(answer: Answer | Stop) -> str:
 
     if isinstance(answer, Stop):
         return f"<p>Left out: {html.escape(plain(answer))}</p>\n"
-    name = re.sub(r"\W+", "_", answer.title)[:60]
+    name = re.sub(r"\W+", "_", answer.title)[:100]
     data = base64.b64encode(unnested(answer.frame).write_csv().encode()).decode()
     link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
     picture = figure(answer.title, answer.draw()) if answer.draw else ""
     few = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
     shown = answer if few is None else replace(answer, frame=answer.frame[few])
-    return f"<div class=table>{html_table(shown)}</div>\n{link}{picture}"
+    closing = part(answer.closing) if answer.closing else ""
+    return f"<div class=table>{html_table(shown)}</div>\n{link}{picture}{closing}"
 
 
 def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, None]) -> str:
@@ -2444,15 +2445,14 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
 
     if not by:
         comparison = part(Stop("no column that tells methods apart differs. Name one with --group-by."))
-    elif isinstance(select, Stop):
-        comparison = f"<p>{html.escape(str(select))} tuning and luck count as the method does.</p>" + part(
-            ask(**cells, pivot=bool(cols))
-        )
     else:
-        cell = ask(**cells, best_by=select)
-        paper = ask(**cells, best_by=select, pivot=True) if cols else cell
-        two = isinstance(paper, Answer) and isinstance(cell, Answer) and paper.title != cell.title
-        comparison = (part(replace(paper, draw=None)) if two else "") + part(cell)
+        cell = select if isinstance(select, Stop) else ask(**cells, best_by=select)
+        comparison = part(cell)
+        if isinstance(cell, Stop):  # then the weaker one
+            comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
+            comparison += part(ask(**cells, pivot=bool(cols)))
+        elif cols and isinstance(paper := ask(**cells, best_by=select, pivot=True), Answer):
+            comparison = part(replace(paper, draw=None, closing=None)) + comparison
 
     best = ask(json=True)  # with every column
     if isinstance(best, Answer):
