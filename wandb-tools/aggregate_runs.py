@@ -130,8 +130,8 @@ def finish(main: Callable[[], int]) -> NoReturn:
         else:  # what broke is another connection
             say("error: a connection was closed from the other side. Try again.")
             code = 1
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "new thread" not in str(error):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not re.search("new thread|map segment|allocate", str(error)):
             raise
         say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
         code = 1
@@ -396,7 +396,7 @@ def find_files(given: str) -> list[str]:
         return [os.path.normpath(path)]
     start = next(parent for parent in path.parents if parent.is_dir())
     matches = glob(str(path.relative_to(start)), root_dir=start, recursive=True)  # noqa: PTH207 (skips hidden files)
-    return sorted(os.path.normpath(start / match) for match in matches)
+    return [file for match in sorted(matches) for file in find_files(str(start / match))]
 
 
 def find_remote(given: str) -> list[str]:
