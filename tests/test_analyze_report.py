@@ -340,9 +340,9 @@ def test_projects_and_what_varied_are_counted(tmp_path):
         )
     assert table["runs"].sum() == len(rows)
     answer = analyze.varied(runs)
-    values = {row["hyperparameter"]: row["values (runs)"] for row in answer.frame.rows(named=True)}
-    assert values["model_k"] == "8 (72), 16 (72)"
-    assert values["drawn"].endswith("138 more from 0 to 0.143")
-    assert "out_dir" not in values, "a label"
+    values = {row["column"]: row["values (runs)"] for row in answer.frame.rows(named=True)}
+    assert values["config_model_k"] == "8 (72), 16 (72)"
+    assert values["config_drawn"].endswith("138 more from 0 to 0.143")
+    assert "config_out_dir" not in values, "a label"
     assert "constant=7" in answer.notes[0]
     assert pl.DataFrame(answer.frame)["distinct"].max() == 144

@@ -2330,8 +2330,8 @@ def varied(runs: Runs) -> Answer:
         if more := table.height - few.height:
             ends = [number(table[column].min()), number(table[column].max())]
             texts.append(f"{more} more" + (f" from {' to '.join(ends)}" if table[column].dtype.is_numeric() else ""))
-        rows.append((short(column), table.height, table["count"].sum(), ", ".join(texts)))
-    frame = pl.DataFrame(rows, ["hyperparameter", "distinct", "runs", "values (runs)"], orient="row")
+        rows.append((column, table.height, table["count"].sum(), ", ".join(texts)))
+    frame = pl.DataFrame(rows, ["column", "distinct", "runs", "values (runs)"], orient="row")
     notes = [f"The same in all runs: {', '.join(constant)}"] if constant else []
     return Answer(f"{frame.height} hyperparameters vary", frame, [Column(c, c) for c in frame.columns], notes)
 
@@ -2454,10 +2454,10 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         elif cols and isinstance(paper := ask(**cells, best_by=select, pivot=True), Answer):
             comparison = part(replace(paper, draw=None, closing=None)) + comparison
 
-    best = ask(json=True)  # with every column
+    varying, best = told(varied, runs), ask(json=True)  # with every column
     if isinstance(best, Answer):
         first, shown = best.frame.head(TOP), [column.value for column in best.columns]
-        config = [c for c in hyperparameters(runs) if c not in shown and first[c].n_unique() > 1]
+        config = [c for c in ([] if isinstance(varying, Stop) else varying.frame["column"]) if c not in shown]
         first = first.select(*shown, *config, *(c for c in ("id", "url") if c in first.columns))
         best = replace(best, frame=first, rows=None, columns=[*best.columns, *(Column(short(c), c) for c in config)])
 
@@ -2476,7 +2476,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     files = pl.DataFrame(rows, ["file", "exported (UTC)"], orient="row")
     sections = {
         "What was run": part(told(projects, everyone)),
-        "What varied": part(told(varied, runs)),
+        "What varied": part(varying),
         "The comparison": comparison,
         "The best runs": part(best),
         "What matters": part(matters) + f"<div class=row>{along}</div>",
