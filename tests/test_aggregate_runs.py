@@ -981,7 +981,9 @@ def test_files_that_are_replaced_meanwhile_give_rows_of_one_version_each(aggrega
         order = random.Random(number).sample(range(300 + 40 * number), 300 + 40 * number)
         runs = [run(f"r{i}", {"i": i}, {"version": number, "i": i}, id=f"r{i}") for i in order]
         versions[number] = write_export(tmp_path / f"v{number}", "p", runs, exported_at=None).read_bytes()
-    path = write_export(folder, "p", [run("r0")], exported_at=None)
+    path = folder / "team_p_runs.parquet"
+    folder.mkdir()
+    path.write_bytes(versions[0])
     stop = threading.Event()
 
     def replace() -> None:
@@ -1017,15 +1019,15 @@ def test_files_that_are_replaced_meanwhile_give_rows_of_one_version_each(aggrega
 def test_a_file_that_changes_between_two_looks_is_read_again(aggregate, tmp_path, monkeypatch):
     path = write_export(tmp_path / "in", "p", [run("old", {"k": 1}, id=f"{i}") for i in range(3)])
     newer = write_export(tmp_path / "newer", "p", [run("new", {"other": "x"}, id=f"{i}") for i in range(5)])
-    survey = aggregate_runs.survey
+    newest_copies = aggregate_runs.newest_copies
 
-    def then_replace(*args: object) -> pl.DataFrame:
-        rows = survey(*args)
+    def then_replace(*args: object) -> pl.Series:
+        newest = newest_copies(*args)
         if newer.exists():
             newer.replace(path)
-        return rows
+        return newest
 
-    monkeypatch.setattr(aggregate_runs, "survey", then_replace)
+    monkeypatch.setattr(aggregate_runs, "newest_copies", then_replace)
     assert aggregate("in").frame["name"].to_list() == ["new"] * 5
 
 
@@ -1194,6 +1196,19 @@ def test_rules_with_a_mistake(aggregate, lab, tmp_path, options, message):
 
 
 # ---- What it says -----------------------------------------------------------------------------------------------
+
+
+def test_names_that_contradict_the_config_are_counted(aggregate, tmp_path):
+    configs = [{"model": {"k": 8}, "optimizer": {"lr": 1e-3}}] * 2 + [
+        {"model": {"k": 16}, "optimizer": {"lr": 0.001}},
+        {},
+    ]
+    write_export(tmp_path / "in", "p", [run(f"x_lr1e-3_k8_s{i}", config) for i, config in enumerate(configs)])
+    got = aggregate("in")
+    assert "k: config_model_k says otherwise in 1 of 4 runs; k is used\n" in got.out
+    assert "lr_parsed:" not in got.out
+    assert got.frame["k"].to_list() == [8] * 4
+    assert "otherwise" not in aggregate("in", "--no-enrich").out
 
 
 def test_the_summary_at_80_columns(aggregate, lab):
