@@ -7,9 +7,11 @@ import math
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,7 @@ from itertools import permutations
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from conftest import TOOLS, clean_env, load_script, run_script
 from hypothesis import given, settings
@@ -591,6 +594,10 @@ def lab(tmp_path: Path) -> Path:
         (["--state", "finished"], [0], [0]),
         (["--state", "finished", "--protocol", "all"], [0, 3], [0, 3]),
         (["--state", "finished", "--state", "running"], [0, 2], [0, 2]),
+        (["--state", "finished,running"], [0, 2], [0, 2]),
+        (["--state", "Crashed, running", "--state", "finished"], [0, 1, 2], [0, 1, 2]),
+        (["--state", "all"], [0, 1, 2], [0, 1, 2]),
+        (["--where", "created_at >= '2025-10-01T01:00:00' AND created_at < '2025-10-01T02:00:00'"], [1], [1]),
         (["--filter", "gnn_qk"], [1], [1]),
         (["--filter", "^stage[02]"], [0, 2], [0, 2]),
         (["--filter", "bank|QK", "--project", "ALPHA"], [0, 1, 2], []),
@@ -875,6 +882,249 @@ def test_killed_in_the_middle(tmp_path, sent):
         assert not (tmp_path / ".out.parquet.tmp" / "new").exists()
 
 
+# ---- Nothing false, nothing stuck -------------------------------------------------------------------------------
+
+
+def script(*args: object, cwd: Path, shell: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """The script as a process of its own, in a shell when there is something of `shell` around it (`{}`)."""
+    command = [sys.executable, str(TOOLS / "aggregate_runs.py"), *map(str, args)]
+    return subprocess.run(
+        ["bash", "-c", shell.format(shlex.join(command))] if shell else command,
+        cwd=cwd,
+        env=clean_env(cwd, **env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_what_exists_is_a_path_whatever_characters_it_holds(aggregate, tmp_path):
+    write_export(tmp_path / "exp1", "p", [run("one", id="1")])
+    write_export(tmp_path / "exp[1]", "p", [run("bracket", id="2")])
+    write_export(tmp_path / "exp[1]", "[x]*?", [run("odd", id="3")])
+    got = aggregate("exp1", "exp[1]").frame.sort("id")
+    assert got["name"].to_list() == ["one", "bracket", "odd"]
+    assert [source.split("/")[0] for source in got["_source_file"]] == ["exp1", "exp[1]", "exp[1]"]
+    for source, names in (
+        ("exp[1]/*", ["bracket", "odd"]),
+        ("exp[1]/team_[[]x]*.parquet", ["odd"]),
+        ("exp[1]/team_[x]*?_runs.parquet", ["odd"]),
+        ("exp[12]", ["one"]),
+        ("e*/team_p_runs.parquet", ["one", "bracket"]),
+        (tmp_path / "**" / "*_runs.parquet", ["one", "bracket", "odd"]),
+    ):
+        assert sorted(aggregate(source).frame["name"]) == sorted(names), source
+
+
+def test_whatever_lies_in_an_export_folder_is_left_out_with_a_word(aggregate, lab, tmp_path):
+    first = aggregate("lab").frame
+    aggregate("lab", output="lab/aggregated.parquet")
+    aggregate("lab", "--partition-by", "project", output="lab/by_project")
+    pl.DataFrame({"run_id": ["x"], "_step": [1]}).write_parquet(lab / "Team_alpha_history.parquet")
+    pl.DataFrame({"x": [1]}).write_parquet(lab / "thoughts.parquet")
+    (lab / "pivot.html").write_text("<html>")
+    os.mkfifo(lab / "pipe")
+    left_out = "Team_alpha_history.parquet, Team_alpha_metadata.json, aggregated.parquet"
+    for sources in (sorted(Path("lab").iterdir()), ["lab/*"]):
+        got = aggregate(*sources)
+        assert_frame_equal(got.frame, first)
+        assert got.err.startswith(f"left out 8 files without runs of an export: {left_out} and 5 more\n")
+    got = aggregate("lab/*.parquet")
+    assert_frame_equal(got.frame, first)
+    assert got.err.startswith("left out 3 files without runs of an export: ")
+    alone = aggregate("lab/by_project", "lab/thoughts.parquet")
+    assert alone.code == 2
+    assert "skipped lab/thoughts.parquet: no export of runs: it has no column id and no column name" in alone.err
+
+
+def test_a_fifo_or_a_folder_in_the_place_of_an_export_is_named(aggregate, lab):
+    os.mkfifo(lab / "x_runs.parquet")
+    (lab / "y_runs.parquet").mkdir()
+    got = aggregate("lab")
+    assert (got.code, len(pl.read_parquet(got.output))) == (1, 6)
+    assert "skipped lab/x_runs.parquet: no regular file\n" in got.err
+    assert "skipped lab/y_runs.parquet: no regular file\n" in got.err
+
+
+def test_a_flipped_bit_in_a_page_is_found_and_our_own_files_let_it_be_found(aggregate, tmp_path):
+    runs = [run(f"r{i}", {"lr": i / 7}, {"x": i / 3}) for i in range(200)]
+    for project in ("a", "b"):
+        path = write_export(tmp_path / "in", project, runs)
+        pq.write_table(pq.read_table(path), path, write_page_checksum=True)
+    by_project = aggregate("in", "--partition-by", "project", output="by").output
+    whole = aggregate("in").output
+    chance = random.Random(1)
+    for path in (whole, next((by_project / "project=b").iterdir()), tmp_path / "in" / "team_b_runs.parquet"):
+        good = path.read_bytes()
+        chunks = pq.read_metadata(path).row_group(0)
+        for column in (chunks.column(chance.randrange(chunks.num_columns)) for _ in range(8)):
+            data = bytearray(good)
+            start = column.dictionary_page_offset or column.data_page_offset
+            data[start + column.total_compressed_size - 3] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+            with pytest.raises(OSError, match=r"checksum|decompress|corrupt"):
+                pq.ParquetFile(path, page_checksum_verification=True).read()
+        if path.parent.name != "in":
+            path.write_bytes(good)
+    got = aggregate("in")  # a damaged input remains
+    assert got.code == 1
+    assert re.search(
+        r"skipped in/team_b_runs.parquet: its rows cannot be read \(.*(checksum|decompress|orrupt)", got.err
+    )
+    assert pl.read_parquet(got.output)["project"].to_list() == ["a"] * 200
+
+
+def test_files_that_are_replaced_meanwhile_give_rows_of_one_version_each(aggregate, tmp_path):
+    folder = tmp_path / "in"
+    versions = {}
+    for number in range(6):  # each with its rows in another order, and with more of them
+        order = random.Random(number).sample(range(300 + 40 * number), 300 + 40 * number)
+        runs = [run(f"r{i}", {"i": i}, {"version": number, "i": i}, id=f"r{i}") for i in order]
+        versions[number] = write_export(tmp_path / f"v{number}", "p", runs, exported_at=None).read_bytes()
+    path = folder / "team_p_runs.parquet"
+    folder.mkdir()
+    path.write_bytes(versions[0])
+    stop = threading.Event()
+
+    def replace() -> None:
+        number = 0
+        while not stop.is_set():
+            number = (number + 1) % len(versions)
+            (tmp_path / "new").write_bytes(versions[number])
+            os.replace(tmp_path / "new", path)
+            stop.wait(random.uniform(0.02, 0.3))
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    seen = set()
+    try:
+        for _ in range(25):
+            got = aggregate("in", "--where", "config_i >= 0")
+            if got.code == 1:
+                assert "the exports change faster than they can be read" in got.err
+                continue
+            frame = got.frame
+            number = int(frame["metric_version"][0])
+            seen.add(number)
+            assert frame["metric_version"].to_list() == [number] * (300 + 40 * number)
+            assert frame["metric_i"].to_list() == frame["config_i"].to_list()
+            assert frame["name"].to_list() == [f"r{i}" for i in frame["config_i"]]
+            assert frame["id"].n_unique() == len(frame)
+    finally:
+        stop.set()
+        thread.join()
+    assert len(seen) > 1
+
+
+def test_a_file_that_changes_between_two_looks_is_read_again(aggregate, tmp_path, monkeypatch):
+    path = write_export(tmp_path / "in", "p", [run("old", {"k": 1}, id=f"{i}") for i in range(3)])
+    newer = write_export(tmp_path / "newer", "p", [run("new", {"other": "x"}, id=f"{i}") for i in range(5)])
+    newest_copies = aggregate_runs.newest_copies
+
+    def then_replace(*args: object) -> pl.Series:
+        newest = newest_copies(*args)
+        if newer.exists():
+            newer.replace(path)
+        return newest
+
+    monkeypatch.setattr(aggregate_runs, "newest_copies", then_replace)
+    assert aggregate("in").frame["name"].to_list() == ["new"] * 5
+
+
+def test_configs_and_metadata_that_json_alone_would_not_bear(aggregate, tmp_path):
+    path = write_export(tmp_path / "in", "a", [run("x", {"x": 3}), run("y", {"x": 0.5}), run("z", {"x": 2.0})])
+    texts = ['{"big": ' + "7" * 5000 + ', "x": 3}', '{"deep": ' + "[" * 1500 + "]" * 1500 + ', "x": 0.5}', "[no JSON"]
+    pl.read_parquet(path).with_columns(_config_json=pl.Series(texts)).write_parquet(path)
+    path.with_name("team_a_metadata.json").write_bytes(b'{"exported_at": "\xff\xfe"}')
+    write_export(tmp_path / "in", "b", [run("t", {"x": "text"})])
+    nested = "[" * 100_000
+    (tmp_path / "in" / "team_b_metadata.json").write_text(nested)
+    frame = aggregate("in").frame
+    assert frame["config_x"].to_list() == ["3", "0.5", "2.0", "text"]
+    assert frame["_config_json"].to_list()[:3] == texts
+
+
+@pytest.mark.parametrize(
+    "around", ["{} >&-", "{} 2>&-", "{} <&- >&- 2>&-", "{} 2>&1 | true", "{} 2>&1 >/dev/null | true", "{} 2>/dev/full"]
+)
+def test_a_reader_that_goes_away_ends_nothing_early(tmp_path, around):
+    write_export(tmp_path / "in", "p", [run(f"x_k{i}") for i in range(300)])
+    (tmp_path / "in" / "bad_runs.parquet").write_text("no Parquet")
+    done = script("in", "-o", "out.parquet", cwd=tmp_path, shell=around + "; echo ${{PIPESTATUS[0]}}")
+    assert done.stdout.splitlines()[-1] == "1"  # one file could not be read, whoever looks
+    assert "Traceback" not in done.stdout + done.stderr
+    assert len(pl.read_parquet(tmp_path / "out.parquet")) == 300
+
+
+def test_without_home_passwd_entry_or_memory(tmp_path):
+    write_export(tmp_path / "in", "p", [run("x")])
+    nobody = "import pwd, runpy, sys; pwd.getpwuid = pwd.getpwnam = {}.__getitem__; sys.argv[:] = sys.argv[1:]; "
+    nobody += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    for source, code in (("in", 0), ("~/in", 2), ("~nobody/in", 2)):
+        command = [sys.executable, "-c", nobody, str(TOOLS / "aggregate_runs.py"), source, "-o", "o.csv"]
+        env = {"PATH": os.environ["PATH"]}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+    done = script("in", "-o", "o.parquet", cwd=tmp_path, shell="ulimit -v 1000000; {}")
+    assert "Traceback" not in done.stderr
+    # Polars, Arrow and OpenBLAS may end the process themselves, with their own words
+    assert done.returncode == 0 or re.search("not enough memory|memory allocation|ulimit", done.stderr, re.I)
+
+
+def test_text_of_a_file_is_shown_plainly_and_markup_is_text(aggregate, tmp_path):
+    evil = "\x1b]0;title\x07[bold red]x[/] \u202eevil\nline"
+    write_export(tmp_path / "in", "p", [run(evil, {"k\x1b[2J": 1, "dataset_name": evil}, project=evil)])
+    pl.DataFrame({"id": ["1"], "name": ["x"], "a\x1b[31m": [[1]]}).write_parquet(
+        tmp_path / "in" / "\x1b[1m_runs.parquet"
+    )
+    got = aggregate("in")
+    assert got.code == 1
+    shown = got.out + got.err
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", shown)
+    assert "\ufffd]0;title\ufffd[bold red]x[/] \ufffdevil line (1)" in shown
+    assert "in/\ufffd[1m_runs.parquet: no export of runs: its column a\ufffd[31m is List(Int64)" in got.err
+
+
+def test_what_a_killed_run_left_is_tidied_and_its_output_kept(aggregate, lab, tmp_path):
+    for output in ("out.parquet", "by"):
+        left = tmp_path / f".{output}.tmp"
+        (left / "new" / "project=x").mkdir(parents=True)
+        (left / "lock").touch()
+        (left / "link").symlink_to(lab)
+    (tmp_path / ".by.tmp" / "old" / "project=kept").mkdir(parents=True)  # killed between two renames
+    assert aggregate("lab").code == 0
+    nothing = aggregate("lab", "--partition-by", "project", "--columns", "nothing", output="by")
+    assert nothing.code == 2
+    assert aggregate("lab", "--partition-by", "project", output="by").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by", "home", "lab", "out.parquet"]
+    assert len(list(lab.iterdir())) == 4
+    with aggregate_runs.workspace(tmp_path / "out.parquet"):
+        busy = aggregate("lab")
+    assert (busy.code, "another run is writing it" in busy.err) == (2, True)
+    (tmp_path / ".out.parquet.tmp").symlink_to(lab)
+    assert aggregate("lab").code == 2
+    assert len(list(lab.iterdir())) == 4
+
+
+def test_a_partitioned_output_is_at_every_moment_the_old_or_the_new_one(lab, tmp_path):
+    command = [sys.executable, str(TOOLS / "aggregate_runs.py"), "lab", "--partition-by", "project", "-o", "by"]
+    subprocess.run(command, cwd=tmp_path, env=clean_env(tmp_path), check=True, capture_output=True)
+    looks = set()
+    process = subprocess.Popen([*command, "--project", "beta"], cwd=tmp_path, env=clean_env(tmp_path))
+    while process.poll() is None:
+        looks.add(tuple(sorted(path.name for path in (tmp_path / "by").iterdir())))
+    assert process.returncode == 0
+    assert looks | {("project=beta",)} == {("project=alpha", "project=beta"), ("project=beta",)}
+    # where the system cannot exchange two folders, two renames do
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregate_runs, "exchange", lambda one, other: False)
+        frame = pl.LazyFrame({"project": ["x"], "n": [1]})
+        assert aggregate_runs.write(frame, str(tmp_path / "by"), "project", lambda: True)
+        assert not aggregate_runs.write(frame.with_columns(project=pl.lit("y")), str(tmp_path / "by"), "project", bool)
+    assert [path.name for path in (tmp_path / "by").iterdir()] == ["project=x"]
+
+
 # ---- Rules ------------------------------------------------------------------------------------------------------
 
 
@@ -946,6 +1196,19 @@ def test_rules_with_a_mistake(aggregate, lab, tmp_path, options, message):
 
 
 # ---- What it says -----------------------------------------------------------------------------------------------
+
+
+def test_names_that_contradict_the_config_are_counted(aggregate, tmp_path):
+    configs = [{"model": {"k": 8}, "optimizer": {"lr": 1e-3}}] * 2 + [
+        {"model": {"k": 16}, "optimizer": {"lr": 0.001}},
+        {},
+    ]
+    write_export(tmp_path / "in", "p", [run(f"x_lr1e-3_k8_s{i}", config) for i, config in enumerate(configs)])
+    got = aggregate("in")
+    assert "k: config_model_k says otherwise in 1 of 4 runs; k is used\n" in got.out
+    assert "lr_parsed:" not in got.out
+    assert got.frame["k"].to_list() == [8] * 4
+    assert "otherwise" not in aggregate("in", "--no-enrich").out
 
 
 def test_the_summary_at_80_columns(aggregate, lab):

@@ -1300,7 +1300,7 @@ class Refuser:
 CHROMIUMS_OWN = re.compile(r"(?:clients2|accounts|www)\.google\.com|(?:update|optimizationguide-pa)\.googleapis\.com")
 
 
-def in_browser(page: Path, tmp_path: Path) -> tuple[str, list[str], list[str]]:
+def in_browser(page: Path, tmp_path: Path, *more: str) -> tuple[str, list[str], list[str]]:
     """Open `page` in headless Chromium; returns its document, its console messages, and requests that left it."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     assert browser, "Chromium is not installed. The pictures are tested in it: apt-get install chromium"
@@ -1311,6 +1311,7 @@ def in_browser(page: Path, tmp_path: Path) -> tuple[str, list[str], list[str]]:
         command = [
             browser,
             *flags,
+            *more,
             "--dump-dom",
             f"--user-data-dir={tmp_path / 'profile'}",
             f"--proxy-server=127.0.0.1:{proxy.port}",

@@ -45,6 +45,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
@@ -130,8 +131,8 @@ def finish(main: Callable[[], int]) -> NoReturn:
         else:  # what broke is another connection
             say("error: a connection was closed from the other side. Try again.")
             code = 1
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "new thread" not in str(error):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not re.search("new thread|map segment|allocate", str(error)):
             raise
         say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
         code = 1
@@ -396,7 +397,7 @@ def find_files(given: str) -> list[str]:
         return [os.path.normpath(path)]
     start = next(parent for parent in path.parents if parent.is_dir())
     matches = glob(str(path.relative_to(start)), root_dir=start, recursive=True)  # noqa: PTH207 (skips hidden files)
-    return sorted(os.path.normpath(start / match) for match in matches)
+    return [file for match in sorted(matches) for file in find_files(str(start / match))]
 
 
 def find_remote(given: str) -> list[str]:
@@ -404,21 +405,20 @@ def find_remote(given: str) -> list[str]:
     from pyarrow.fs import FileSelector, FileType
 
     system, path = locate(given)
+    scheme, folder, wanted = given.split("://", 1)[0], path, "*_runs.parquet"
     try:
-        entry = system.get_file_info(path)
-        if entry.type == FileType.File:
+        kind = system.get_file_info(path).type
+        if kind == FileType.File:
             return [given]
-        is_glob = entry.type == FileType.NotFound
-        start = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0] if is_glob else path
-        entries = system.get_file_info(FileSelector(start, allow_not_found=True, recursive=is_glob))
+        if kind == FileType.NotFound:
+            folder, wanted = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0], path
+        entries = system.get_file_info(FileSelector(folder, allow_not_found=True, recursive=wanted == path))
     except OSError as error:
         raise Stop(f"{given}: {reason(error)}") from None
-    files = sorted(entry.path for entry in entries if entry.type == FileType.File)
-    if is_glob and "**" not in path:
-        files = [file for file in files if file.count("/") == path.count("/")]
-    wanted = path if is_glob else "*_runs.parquet"
-    scheme = given.split("://", 1)[0]
-    return [f"{scheme}://{file}" for file in files if fnmatch.fnmatchcase(file, wanted)] or [given] * (not is_glob)
+    deep = "**" in wanted or wanted != path
+    files = [e.path for e in entries if e.type == FileType.File and (deep or e.path.count("/") == path.count("/"))]
+    found = sorted(f"{scheme}://{file}" for file in files if fnmatch.fnmatchcase(file, wanted))
+    return found or [given] * (wanted != path)
 
 
 def version(path: str) -> tuple[int, int] | None:
@@ -451,7 +451,7 @@ def read_export(path: str) -> Export:
     """
     import pyarrow.parquet as pq
 
-    foreign = 1 if path.endswith("_runs.parquet") else 0
+    foreign = int(path.endswith("_runs.parquet"))
     if path.endswith("_history.parquet") or not path.endswith(".parquet"):
         raise Stop("no file that ends in .parquet and holds runs", 0)
     system, there = locate(path)
@@ -499,10 +499,9 @@ def read_exports(inputs: Sequence[str], broken: dict[str, str]) -> tuple[list[Ex
     exports = [result for result in results.values() if isinstance(result, Export)]
     problems |= {path: result for path, result in results.items() if isinstance(result, Stop)}
     left_out = [Path(path).name for path, stop in problems.items() if exports and not stop.code]
-    notes = [f"left out {many(len(left_out), 'file')} without runs of an export: {counted(left_out, 3)}"][
-        : len(left_out)
-    ]
-    notes += [f"skipped {path}: {stop}" for path, stop in problems.items() if stop.code or not exports]
+    notes = [f"skipped {path}: {stop}" for path, stop in problems.items() if stop.code or not exports]
+    if left_out:
+        notes.insert(0, f"left out {many(len(left_out), 'file')} without runs of an export: {counted(left_out, 3)}")
     return exports, notes, sum(stop.code for stop in problems.values())
 
 
@@ -540,17 +539,12 @@ def contract_type(column: str) -> pl.DataType | None:
 def fits(column: str, dtype: pl.DataType) -> bool:
     """Whether a file's column can take its contract type without a value changing."""
     want = contract_type(column)
-    if want is None:
-        return not dtype.is_nested()
-    if dtype in (want, pl.Null):
-        return True
-    if want == pl.Float64:
-        return dtype.is_numeric() or dtype == pl.Boolean
-    if want == pl.Int64:
-        return dtype.is_integer()
-    if isinstance(want, pl.Datetime):
-        return isinstance(dtype, pl.Datetime) and dtype.time_zone == "UTC"
-    return want == pl.String and dtype in (pl.Categorical, pl.Enum)
+    if want is None or dtype in (want, pl.Null):
+        return want is not None or not dtype.is_nested()
+    if isinstance(dtype, pl.Datetime) and isinstance(want, pl.Datetime):
+        return dtype.time_zone == "UTC"
+    numbers = dtype.is_integer() or (want == pl.Float64 and (dtype.is_numeric() or dtype == pl.Boolean))
+    return numbers if want.is_numeric() else want == pl.String and dtype in (pl.Categorical, pl.Enum)
 
 
 def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], dict[str, str]]:
@@ -631,17 +625,6 @@ def paths_to(column: str, config: dict[str, object]) -> Iterator[tuple[str, ...]
                 yield (*path, key)
 
 
-def number_text(number: float, config: dict[str, object], paths: Iterable[tuple[str, ...]]) -> str | None:
-    """The JSON text of the value at one of `paths` that equals `number`; None when there is none."""
-    for path in paths:
-        value: object = config
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if type(value) in (int, float) and float(value) == number:
-            return json.dumps(value)
-    return None
-
-
 def number_texts(rows: pl.DataFrame, columns: Sequence[str]) -> list[pl.Series]:
     """Float64 `columns` as their JSON text, which for whole numbers only `_config_json` knows: `3`, `3.0` or `3e20`.
 
@@ -649,21 +632,22 @@ def number_texts(rows: pl.DataFrame, columns: Sequence[str]) -> list[pl.Series]:
     column is text elsewhere.
     """
     configs = rows["_config_json"].to_list() if "_config_json" in rows.columns else [None] * len(rows)
-    parsed: dict[int, dict[str, object]] = {}
+    load = cache(lambda index: load_config(configs[index]))
     series: list[pl.Series] = []
     for column in columns:
-        paths: list[tuple[str, ...]] = []  # the same in nearly all runs, so looked for only when they do not lead there
-        texts: list[str | None] = []
+        known: list[tuple[str, ...]] = []  # paths, the same in nearly all runs: others are looked for when these fail
+        texts = [None if number is None else json.dumps(number) for number in rows[column].cast(pl.Float64).to_list()]
         for index, number in enumerate(rows[column].cast(pl.Float64).to_list()):
-            text = None
-            if number is not None and number.is_integer():
-                if index not in parsed:
-                    parsed[index] = load_config(configs[index])
-                text = number_text(number, parsed[index], paths)
-                if text is None:
-                    paths += [path for path in paths_to(column, parsed[index]) if path not in paths]
-                    text = number_text(number, parsed[index], paths)
-            texts.append(json.dumps(number) if text is None and number is not None else text)
+            if number is None or not number.is_integer():
+                continue
+            for path in chain(known, paths_to(column, load(index))):
+                value: object = load(index)
+                for key in path:
+                    value = value.get(key) if isinstance(value, dict) else None
+                if type(value) in (int, float) and float(value) == number:
+                    texts[index] = json.dumps(value)
+                    known += [path] * (path not in known)
+                    break
         series.append(pl.Series(column, texts, pl.String))
     return series
 
@@ -811,10 +795,9 @@ def filters(args: argparse.Namespace) -> list[tuple[str, pl.Expr]]:
     if args.tag:
         has_tag = pl.any_horizontal(pl.col("tags").list.contains(tag) for tag in args.tag)
         chosen.append((f"--tag {' or '.join(args.tag)}", has_tag))
-    if args.since:
-        chosen.append((f"--since {args.since:%Y-%m-%d %H:%M}", pl.col("created_at") >= args.since))
-    if args.until:
-        chosen.append((f"--until {args.until:%Y-%m-%d %H:%M}", pl.col("created_at") < args.until))
+    for option, passes in (("since", pl.col("created_at").ge), ("until", pl.col("created_at").lt)):
+        if moment := getattr(args, option):
+            chosen.append((f"--{option} {moment:%Y-%m-%d %H:%M}", passes(moment)))
     if args.where:
         try:
             pl.sql_expr(args.where)
@@ -849,17 +832,6 @@ def with_where(frame: pl.LazyFrame, where: str) -> pl.LazyFrame:
 # ---- Choose the runs --------------------------------------------------------------------------------------------
 
 
-def survey(merged: pl.LazyFrame, flags: dict[str, pl.Expr]) -> pl.DataFrame:
-    """The few columns that decide which runs stay, and that the summary counts; a row per row of `merged`, in order.
-
-    Out: `__file`, `id`, `name`, `entity`, `project`, what is there of `stage`, `arch`, `dataset`, and the `flags`.
-    """
-    there = merged.collect_schema()
-    columns = [c for c in (FILE, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in there]
-    passed = [expr.fill_null(False).alias(name) for name, expr in flags.items()]
-    return merged.select(*columns, *passed).collect(engine="streaming")
-
-
 def newest_copies(rows: pl.DataFrame, exports: Sequence[Export]) -> pl.Series:
     """Bool per row: whether it is the run's copy from the newest export (the later row if one file has it twice)."""
     order = sorted(range(len(exports)), key=lambda number: (exports[number].exported_at, exports[number].path))
@@ -880,10 +852,8 @@ def pick(
     place = pl.col("entity", "project").min().fill_null("")
     files = [(*where, exports[number]) for number, *where in rows.filter(stays).group_by(FILE).agg(place).rows()]
     files.sort(key=lambda file: (*file[:2], file[2].exported_at, file[2].path))
-    wanted = {
-        exports[key[0]].path: part[""]
-        for key, part in rows.select(FILE, stays.alias("")).partition_by(FILE, as_dict=True).items()
-    }
+    parts = rows.select(FILE, stays.alias("stays")).partition_by(FILE, as_dict=True)
+    wanted = {exports[number].path: part["stays"] for (number,), part in parts.items()}
     return scan([export for *_, export in files], types, wanted)
 
 
@@ -926,21 +896,17 @@ def check_output(target: str, partition: str | None, inputs: Sequence[str]) -> N
         raise Stop(f"-o {target}: holds {foreign[0]}. Give a new folder, or one that an earlier --partition-by wrote.")
 
 
-def json_list(column: str) -> pl.Expr:
-    """A list column as JSON text, for formats without lists."""
-    return pl.struct(x=pl.col(column)).struct.json_encode().str.extract(r"^\{\"x\":(\[.*\])\}$", 1).alias(column)
-
-
 def sink(frame: pl.LazyFrame, path: Path, suffix: str, partition: str | None) -> None:
     """Stream `frame` to `path` in the format of `suffix`; with `partition` as a Hive-partitioned folder of Parquet."""
-    schema = frame.collect_schema()
-    if suffix == ".csv":
-        lists = [json_list(column) for column, dtype in schema.items() if dtype.is_nested()]
-        frame.with_columns(lists).sink_csv(path, engine="streaming")
+    if suffix == ".csv":  # which has no lists; they become JSON text
+        lists = [
+            pl.struct(x=c).struct.json_encode().alias(c) for c, t in frame.collect_schema().items() if t.is_nested()
+        ]
+        frame.with_columns(text.str.extract(r"^\{\"x\":(\[.*\])\}$", 1) for text in lists).sink_csv(path)
     elif suffix == ".ndjson":
-        frame.sink_ndjson(path, engine="streaming")
+        frame.sink_ndjson(path)
     elif suffix == ".arrow":
-        frame.sink_ipc(path, compression="zstd", engine="streaming")
+        frame.sink_ipc(path, compression="zstd")
     else:
         sink_parquet(frame, path, partition)
 
@@ -998,8 +964,8 @@ def workspace(final: Path) -> Iterator[Path]:
                 raise FileNotFoundError
         except (BlockingIOError, FileNotFoundError):  # held by another run, or just removed by it
             raise Stop(f"-o {final}: another run is writing it. Wait for that, or give another name.") from None
-        except OSError as error:  # a file system without locks; the folder is ours all the same
-            say(f"note: {folder}: no lock ({reason(error)}). Do not run two with one -o.")
+        except OSError as error:
+            say(f"note: {folder}: this file system has no locks ({reason(error)}). Run one at a time.")
         if (folder / "old").exists() and not final.exists():  # killed between the two renames of `write`
             (folder / "old").rename(final)
         for left in set(folder.iterdir()) - {folder / "lock"}:
@@ -1027,6 +993,7 @@ def write(frame: pl.LazyFrame, target: str, partition: str | None, good: Callabl
     with workspace(beside) as folder:
         new, old = folder / "new", folder / "old"
         sink(frame, new, suffix, partition)
+        show_progress("")
         if not good():
             return False
         if is_remote(target):  # an upload becomes visible when it is complete
@@ -1083,16 +1050,12 @@ def show_steps(steps: Sequence[tuple[str, int]], left: int) -> None:
         show(f"{label:<{labels}}  {count:>{counts}}")
 
 
-def show_values(kept: pl.DataFrame) -> None:
-    """The projects, stages, archs and datasets of the runs that stay, with counts, most frequent first."""
+def show_runs(kept: pl.DataFrame, exports: Sequence[Export], changes: dict[str, str]) -> None:
+    """What the runs are, most frequent first; the columns of some files only, or of another type in some of them."""
     for column in [c for c in ("project", "stage", "arch", "dataset") if c in kept.columns]:
         counts = Counter(kept[column].to_list())
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
         show(f"{column:<9}", counted([f"{'-' if value is None else value} ({n:,})" for value, n in ranked], 12))
-
-
-def show_columns(exports: Sequence[Export], changes: dict[str, str]) -> None:
-    """Which columns stand in only some of the files, and which changed their type and why."""
     files = Counter(column for export in exports for column in export.schema)
     if some := sorted(column for column, count in files.items() if count < len(exports)):
         show("", f"{many(len(some), 'column')} in only some files: {counted(some)}")
@@ -1171,12 +1134,15 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
         return wide.drop(rules) if args.no_enrich else wide
 
     frame = added(merged)
-    pairs = partners(list(frame.collect_schema()))
+    available = list(frame.collect_schema())
+    pairs = partners(available)
     if args.where:
         frame = with_where(frame, args.where)
-    flags = dict(chosen)
-    flags |= {f"__{column}": contradicts(column, config) for column, config in pairs.items()}
-    rows = survey(frame, flags)
+    # The few columns that decide which runs stay, and that the summary counts; a row per row of the files, in order.
+    flags = dict(chosen) | {f"__{column}": contradicts(column, config) for column, config in pairs.items()}
+    told = [c for c in (FILE, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in available]
+    flags = [passes.fill_null(False).alias(name) for name, passes in flags.items()]
+    rows = frame.select(*told, *flags).collect(engine="streaming")
     if not intact(exports):
         return False
     stays = newest_copies(rows, exports)
@@ -1203,8 +1169,7 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
     if not write(frame.select(columns), args.output, args.partition_by, partial(intact, exports)):
         return False
     show_steps(steps, len(kept))
-    show_values(kept)
-    show_columns(exports, changes)
+    show_runs(kept, exports, changes)
     if not args.no_enrich:
         show_names(kept, rules, pairs)
     say(f"Saved {many(len(kept), 'run')} ({many(len(columns), 'column')}) to {args.output}")

@@ -38,20 +38,22 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import altair as alt
     import polars as pl
+    import vl_convert
 
 FOLDER = Path("wandb_export")  # where export_runs.py puts its files
 
@@ -167,8 +169,8 @@ def finish(main: Callable[[], int]) -> NoReturn:
         else:  # what broke is another connection
             say("error: a connection was closed from the other side. Try again.")
             code = 1
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "new thread" not in str(error):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not re.search("new thread|map segment|allocate", str(error)):
             raise
         say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
         code = 1
@@ -201,7 +203,7 @@ def lazy(name: str) -> ModuleType:
 # --- end lazy imports ---
 
 if not TYPE_CHECKING:
-    alt, pl = lazy("altair"), lazy("polars")
+    alt, pl, vl_convert = lazy("altair"), lazy("polars"), lazy("vl_convert")
 
 
 # --- states: the same in export_runs.py, aggregate_runs.py and analyze_runs.py ---
@@ -2023,19 +2025,19 @@ th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid } .numbe
 """
 
 
-def page(title: str, body: str, script: str = "") -> str:
+def page(title: str, body: str, script: str = "", style: str = STYLE) -> str:
     """A page that loads nothing and runs nothing but `script`: the policy that it carries names its parts by hash."""
 
     def digest(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src-elem {digest(STYLE)}"
+    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src-elem {digest(style)}"
     if script:
         policy += f"; style-src-attr 'unsafe-inline'; img-src data:; script-src {digest(script)}"
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{html.escape(plain(title))}</title>\n'
-        f"<style>{STYLE}</style>\n{body}" + (f"<script>{script}</script>\n" if script else "") + "</html>\n"
+        f"<style>{style}</style>\n{body}" + (f"<script>{script}</script>\n" if script else "") + "</html>\n"
     )
 
 
@@ -2043,9 +2045,17 @@ def html_table(answer: Answer) -> str:
     """Title, shown table and notes as a part of a page; the best in bold."""
     head, rows = typeset(answer, html.escape, "<b>%</b>")
     kinds = ["" if left_aligned(answer, column) else " class=number" for column in answer.columns]
+    if "url" in answer.frame.columns and (at := [column.value for column in answer.columns].index("name")):
+        urls = [url if re.match("https?://", url or "") else "" for url in answer.frame["url"]]
+        links = [
+            f'<a href="{html.escape(url)}">{row[at]}</a>' if url else row[at]
+            for url, row in zip(urls, rows, strict=True)
+        ]
+        rows = [(*row[:at], link, *row[at + 1 :]) for row, link in zip(rows, links, strict=True)]
 
     def line(tag: str, texts: Iterable[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}{kind}>{text}" for kind, text in zip(kinds, texts, strict=True)) + "\n"
+        scope = " scope=col" if tag == "th" else ""
+        return "<tr>" + "".join(f"<{tag}{scope}{kind}>{text}" for kind, text in zip(kinds, texts, strict=True)) + "\n"
 
     notes = "".join(f"<p>{html.escape(plain(note))}</p>\n" for note in answer.notes)
     body = "".join(line("td", row) for row in rows)
@@ -2126,6 +2136,7 @@ def scale(frame: pl.DataFrame, *columns: str) -> dict[str, object]:
 def draw_top(frame: pl.DataFrame, metric: str) -> alt.Chart:
     """The top runs as a dot plot, best on top; `frame` has `#`, `name`, `metric`, perhaps `arch` and `url`."""
 
+    frame = frame.select(c for c in ("#", "name", metric, "arch", "url") if c in frame.columns)
     arch = {"color": alt.Color("arch:N", scale={"range": COLOURS})} if "arch" in frame.columns else {}
     chart = alt.Chart(frame.with_columns(_row=label(["#", "name"], "  ")), width=420, height=alt.Step(20))
     return chart.mark_circle(size=110, opacity=1).encode(
@@ -2264,6 +2275,304 @@ EMBED = {
 }
 
 
+# The report -----------------------------------------------------------------------------------------------------------
+
+THINNED = 400  # points of a picture along a hyperparameter; of more runs every n-th is drawn
+
+
+def projects(runs: Runs) -> Answer:
+    """What was run: one row per project with `runs`, those of each state, `first` and `last` day, `hours`."""
+
+    points = take(runs, ["entity", "project", "state", "created_at", "runtime_seconds"])
+    by = [c for c in ("entity", "project") if c == "project" or points[c].n_unique() > 1]
+    created, hours = pl.col("created_at"), (pl.col("runtime_seconds").sum() / 3600).alias("hours")
+    states = [(pl.col("state") == state).sum().alias(state) for state in STATES if state in points["state"]]
+    days = [created.min().dt.date().alias("first"), created.max().dt.date().alias("last")]
+    frame = points.group_by(by).agg(pl.len().alias("runs"), *states, *days, hours)
+    frame = frame.sort("runs", *by, descending=[True, *[False] * len(by)])
+    weeks = points.drop_nulls("created_at").group_by(created.dt.truncate("1w").dt.date().alias("week"), *by).len("runs")
+    return Answer(
+        f"{points.height} runs, {number(frame['hours'].sum())} hours",
+        frame,
+        [Column(c, c, key=c in by) for c in frame.columns],
+        draw=lambda: draw_weeks(weeks.select("week", "runs", project=label(by))),
+    )
+
+
+def draw_weeks(weeks: pl.DataFrame) -> alt.Chart:
+    """Runs per week as bars, stacked by project where there are few; the week is that from its Monday on, UTC."""
+
+    few = weeks["project"].n_unique() <= len(COLOURS)
+    frame = weeks.group_by("week", *["project"] * few).agg(pl.col("runs").sum()).sort("week", *["project"] * few)
+    top = pl.col("runs").cum_sum().over("week")
+    frame = frame.with_columns(_until=pl.col("week") + pl.duration(days=6), _top=top, _low=top - pl.col("runs"))
+    x = alt.X("week:T", title="runs per week", scale={"type": "utc"})
+    chart = alt.Chart(frame.with_columns(pl.col("week", "_until").cast(pl.String)), width=600, height=120).mark_bar()
+    chart = chart.encode(x, alt.X2("_until"), alt.Y("_low:Q", title="runs"), alt.Y2("_top"), **pointer(frame))
+    return chart.encode(alt.Color("project:N", scale={"range": COLOURS})) if few else chart
+
+
+def varied(runs: Runs) -> Answer:
+    """What varied: one row per hyperparameter, its `values` with how many runs have each; constants in a note."""
+
+    points = take(runs, hyperparameters(runs)).with_row_index("_seed")
+    seeds = [c for c in points.columns if is_seed(c) and c != "_seed"]
+    points = points.with_columns(pl.col("_seed").min().over(seeds) if seeds else pl.lit(0).alias("_seed"))
+    columns = [c for c in points.columns if c != "_seed" and c not in run_labels(points, points.columns[1:])]
+    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in columns}
+    varying = [c for c, table in counts.items() if table.height > 1]
+    constant = [f"{short(c)}={number(table[c][0])}" for c, table in counts.items() if table.height == 1]
+    rows = []
+    for column in distinct_partitions(points, varying):
+        table = counts[column]
+        few = table.sort(column) if table.height <= 8 else table.head(6)
+        texts = [f"{number(value)} ({n})" for value, n in few.rows()]
+        if more := table.height - few.height:
+            ends = [number(table[column].min()), number(table[column].max())]
+            texts.append(f"{more} more" + (f" from {' to '.join(ends)}" if table[column].dtype.is_numeric() else ""))
+        rows.append((column, table.height, table["count"].sum(), ", ".join(texts)))
+    frame = pl.DataFrame(rows, ["column", "distinct", "runs", "values (runs)"], orient="row")
+    notes = [f"The same in all runs: {', '.join(constant)}"] if constant else []
+    return Answer(f"{frame.height} hyperparameters vary", frame, [Column(c, c) for c in frame.columns], notes)
+
+
+def draw_along(points: pl.DataFrame, column: str, metric: str) -> alt.LayerChart:
+    """The metric of every run along a hyperparameter, and the mean at each of its values, of names the 20 commonest."""
+
+    frame = points.with_columns(finite(metric)).drop_nulls([column, metric]).sort(column)
+    means = frame.group_by(column, maintain_order=True).agg(pl.col(metric).mean(), pl.len().alias("n"))
+    title = short(column)
+    if numbers := frame[column].dtype.is_numeric():
+        how: dict[str, object] = {"scale": scale(frame, column)}
+    else:  # names read better as rows
+        title += f", 20 of {means.height} values" if means.height > 20 else ""
+        means = means.top_k(20, by="n").sort(column)
+        frame = frame.join(means.select(column), on=column, how="semi", maintain_order="left")
+        middle = "slice(datum.label, 0, 10) + '…' + slice(datum.label, -11)"
+        how = {"axis": {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}}
+    frame, means = (part.gather_every(-(-part.height // THINNED)) for part in (frame, means))
+    along = (alt.X if numbers else alt.Y)(f"{field_of(column)}:{'Q' if numbers else 'N'}", title=None, **how)
+    value = (alt.Y if numbers else alt.X)(f"{field_of(metric)}:Q", title=short(metric), scale=scale(frame, metric))
+    dots = alt.Chart(frame, width=220, height=180 if numbers else alt.Step(20)).mark_circle(color=COLOURS[0])
+    mean = alt.Chart(means).encode(along, value, **pointer(means))
+    mean = mean.mark_line(point=True, color=COLOURS[1]) if numbers else mean.mark_tick(thickness=3, color=COLOURS[1])
+    chart = dots.encode(along, value, alt.OpacityValue(0.5), **pointer(frame)) + mean
+    return chart.properties(title=title)
+
+
+def validation_metric(runs: Runs, metric: str) -> str:
+    """The metric to choose by: the first validation metric that has a value, of `metric`'s own measure if possible."""
+
+    splits, measure = ("val", "validation", "valid", "eval", "dev"), metric.rpartition("_")[2]
+    there = [c for m in (measure, *MEASURES) for split in splits if (c := f"metric_{split}_{m}") in runs.schema]
+    counts = take(runs, there).select(pl.all().is_finite().sum()).row(0) if there else []
+    if found := [column for column, n in zip(there, counts, strict=True) if n]:
+        return found[0]
+    raise Stop(f"no validation metric (val/{measure}, val/loss, ...) has a value. Name one with --best-by.")
+
+
+@contextlib.contextmanager
+def heard(said: dict[str, None]) -> Iterator[None]:
+    """Add the notices that are said meanwhile to `said`; each is also printed, the first time."""
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            yield
+    finally:
+        for notice in re.sub(r"\n {3,}", " ", caught.getvalue()).splitlines():
+            if notice not in said:
+                said[notice] = None
+                say(notice)
+
+
+def figure(title: str, chart: alt.TopLevelMixin) -> str:
+    """A picture in the page's ink, which `REPORT_SCRIPT` draws; `title` is its alternative text."""
+
+    alt.data_transformers.disable_max_rows()
+    ink = {"labelColor": "currentColor", "titleColor": "currentColor", "labelLimit": 300, "titleLimit": 400}
+    lines = {"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"}
+    spec = chart.to_dict() | {"description": plain(title), "background": None}
+    spec["config"] = {"axis": ink | lines, "legend": ink, "header": ink, "title": {"color": "currentColor"}}
+    spec["config"] |= {"view": {"stroke": None}}
+    text = json.dumps(spec).replace("<", r"\u003c").replace(f'"{COLOURS[-1]}"', '"currentColor"')
+    return f'<figure><div></div><script type="application/json">{text}</script></figure>\n'
+
+
+def part(answer: Answer | Stop) -> str:
+    """An answer on the page: table, link that saves it, picture; or the word why there is none."""
+
+    if isinstance(answer, Stop):
+        return f"<p>Left out: {html.escape(plain(answer))}</p>\n"
+    name = re.sub(r"\W+", "_", answer.title)[:100]
+    data = base64.b64encode(unnested(answer.frame).write_csv().encode()).decode()
+    link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
+    picture = figure(answer.title, answer.draw()) if answer.draw else ""
+    few = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
+    shown = answer if few is None else replace(answer, frame=answer.frame[few])
+    closing = part(answer.closing) if answer.closing else ""
+    return f"<div class=table>{html_table(shown)}</div>\n{link}{picture}{closing}"
+
+
+def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, None]) -> str:
+    """The page of --report: every question about `runs`, asked as the command line asks it, and laid out.
+
+    `every` are the runs before the filters, `said` the notices so far. What cannot be answered is left out with a word.
+    """
+
+    def told(question: Callable[..., Any], *arguments: object) -> Any:
+        with heard(said):
+            try:
+                return question(*arguments)
+            except Stop as stop:
+                return stop
+
+    def ask(**options: object) -> Answer | Stop:
+        mine = dict.fromkeys(("best_by", "group_by", "rows", "cols", "top")) | {"metric": args.metric or metric}
+        return told(answer_to, argparse.Namespace(**(vars(args) | mine | options)), runs)
+
+    def differing(words: str) -> list[str]:
+        columns = told(resolve_all, words, runs)
+        return [] if isinstance(columns, Stop) else [c for c in columns if take(runs, [c])[c].n_unique() > 1]
+
+    with heard(said):
+        metric = resolve_metric(directed(args.metric)[0], runs) if args.metric else default_metric(runs)
+        everyone = keep(
+            every, argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
+        )
+    by, cols = differing(args.group_by or args.rows or "arch"), differing(args.cols or "dataset")
+    cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
+    select = told(lambda: args.best_by or validation_metric(runs, metric))
+
+    if not by:
+        comparison = part(Stop("no column that tells methods apart differs. Name one with --group-by."))
+    else:
+        cell = select if isinstance(select, Stop) else ask(**cells, best_by=select)
+        comparison = part(cell)
+        if isinstance(cell, Stop):  # then the weaker one
+            comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
+            comparison += part(ask(**cells, pivot=bool(cols)))
+        elif cols and isinstance(paper := ask(**cells, best_by=select, pivot=True), Answer):
+            comparison = part(replace(paper, draw=None, closing=None)) + comparison
+
+    varying, best = told(varied, runs), ask(json=True)  # with every column
+    if isinstance(best, Answer):
+        first, shown = best.frame.head(TOP), [column.value for column in best.columns]
+        config = [c for c in ([] if isinstance(varying, Stop) else varying.frame["column"]) if c not in shown]
+        first = first.select(*shown, *config, *(c for c in ("id", "url") if c in first.columns))
+        best = replace(best, frame=first, rows=None, columns=[*best.columns, *(Column(short(c), c) for c in config)])
+
+    matters, along = ask(importance=True), ""
+    if isinstance(matters, Answer):
+        strongest = matters.frame["column"].head(3).to_list()
+        points = take(runs, [*strongest, metric, *(c for c in ("name", "url") if c in runs.schema)])
+        along = "".join(figure(f"{metric} along {c}", draw_along(points, c, metric)) for c in strongest)
+        if points.height > THINNED:
+            along += f"<p>{THINNED} of {points.height} runs are drawn; the means are of all.</p>"
+
+    key = directed(args.best_by)[0] if args.best_by else metric if isinstance(select, Stop) else select
+    rows = [
+        (str(path), datetime.fromtimestamp(exported_at(path), UTC).strftime("%Y-%m-%d %H:%M")) for path in runs.files
+    ]
+    files = pl.DataFrame(rows, ["file", "exported (UTC)"], orient="row")
+    sections = {
+        "What was run": part(told(projects, everyone)),
+        "What varied": part(varying),
+        "The comparison": comparison,
+        "The best runs": part(best),
+        "What matters": part(matters) + f"<div class=row>{along}</div>",
+        "Learning curves": part(ask(curves=runs.keys.get(key, key), group_by=",".join(by))),
+        "What to be careful about": "<ul>" + "".join(f"<li>{html.escape(notice)}" for notice in said) + "</ul>\n",
+    }
+    sections["What to be careful about"] += part(Answer("The files", files, [Column(c, c) for c in files.columns]))
+    sections["What to be careful about"] += f"<p>Made by <code>{html.escape(plain(shlex.join(sys.argv)))}</code></p>"
+    methods = labels(take(runs, by), by) if by else []
+    buttons = "".join(f"<button aria-pressed=false>{html.escape(plain(method))}</button>" for method in methods)
+    title = f"{runs.keys.get(metric, metric)}: {', '.join(take(everyone, ['project'])['project'].unique().sort())}"
+    body = f"<h1>{html.escape(plain(title))}</h1>\n<nav aria-label='Single out a method'>{buttons}</nav>\n<main>\n"
+    body += "".join(
+        f"<section><h2>{i}. {name}</h2>\n{s}</section>\n" for i, (name, s) in enumerate(sections.items(), 1)
+    )
+    return page(title, f"{body}</main>\n", vl_convert.javascript_bundle() + REPORT_SCRIPT, REPORT_STYLE)
+
+
+REPORT_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --link: #0b5cad; --on: #dbeafe }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181c; --line: #444; --link: #8ab8f0; --on: #1f3a5f }
+}
+@media print {
+  :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
+  nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } body { font-size: 10px }
+}
+@page { size: A4; margin: 15mm }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 70em }
+body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
+h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
+.table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
+.table p { margin: 0 } code { overflow-wrap: anywhere } .number { text-align: right; white-space: nowrap }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .5em }
+th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
+th button { all: unset; cursor: pointer } :focus-visible { outline: 2px solid var(--link) !important }
+[aria-sort=ascending]::after { content: " ▲" } [aria-sort=descending]::after { content: " ▼" }
+nav { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: .3em 0 }
+nav button { font: inherit; color: inherit; background: none; border: 1px solid var(--line); border-radius: 1em }
+nav button { margin: .1em; padding: .1em .8em; cursor: pointer }
+nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !important }
+#vg-tooltip-element { visibility: hidden; position: fixed; z-index: 2; padding: .4em; font-size: 13px }
+#vg-tooltip-element { background: var(--paper); border: 1px solid var(--line) }
+#vg-tooltip-element.visible { visibility: visible }
+"""
+
+# Draws the pictures, lets a method be singled out in all of them, and sorts a table by the column that is clicked.
+REPORT_SCRIPT = """
+const buttons = [...document.querySelectorAll("nav button")], methods = buttons.map(b => b.textContent);
+const method = values => methods.find(m => values.some(v => v === m || String(v).startsWith(m + " / ")));
+let single;
+function pick(name) {
+  single = name === single ? undefined : name;
+  for (const b of buttons) b.setAttribute("aria-pressed", b.textContent === single);
+  for (const row of document.querySelectorAll("tbody tr"))
+    row.classList.toggle("on", !!single && method([...row.cells].map(c => c.textContent)) === single);
+  for (const figure of document.querySelectorAll("figure")) {
+    const marks = [...figure.querySelectorAll(".role-mark *")].filter(e => e.__data__?.datum);
+    const named = marks.map(e => [e, method(Object.values(e.__data__.datum))]);
+    const there = named.some(([, m]) => m === single);
+    for (const [e, m] of named) e.classList.toggle("dim", !!single && there && m !== single);
+  }
+}
+for (const b of buttons) b.addEventListener("click", () => pick(b.textContent));
+for (const figure of document.querySelectorAll("figure")) {
+  const spec = JSON.parse(figure.querySelector("script").textContent), loader = { target: "_blank" };
+  const how = { renderer: "svg", ast: true, actions: false, defaultStyle: false, loader };
+  vegaEmbed(figure.querySelector("div"), spec, { ...how, tooltip: { disableDefaultStyle: true } }).then(({ view }) =>
+    view.addEventListener("click", (event, item) => {
+      const name = item?.datum && !item.href && method(Object.values(item.datum));
+      if (name) pick(name);
+    }));
+}
+function value(text) {
+  const found = /^[[(]?(-?[\\d.]+(?:e[+-]?\\d+)?)(?:[^)]*\\)(e[+-]?\\d+))?(?![-\\w])/.exec(text);
+  return found ? Number(found[1] + (found[2] ?? "")) : text;
+}
+function order(a, b) {
+  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+}
+for (const head of document.querySelectorAll("thead th")) {
+  const button = document.createElement("button"), body = head.closest("table").tBodies[0];
+  button.append(...head.childNodes);
+  head.append(button);
+  button.addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up === 1 ? "ascending" : "descending");
+    const rows = [...body.rows].map(row => [value(row.cells[head.cellIndex].textContent), row]);
+    rows.sort(([a], [b]) => (a === "-") - (b === "-") || up * order(a, b));
+    body.append(...rows.map(([, row]) => row));
+  });
+}
+"""
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
@@ -2350,6 +2659,7 @@ def parser() -> argparse.ArgumentParser:
     out = made.add_argument_group("where to").add_argument
     out("-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown: {' '.join(SAVED)}")
     out("-p", "--plot", type=file_of(DRAWN), metavar="FILE", help=f"draw it: {' '.join(DRAWN)}")
+    out("--report", type=file_of((".html",)), metavar="FILE", help="all questions on one page: .html")
     out("--json", action="store_true", help="print it as JSON instead of a table")
     return made
 
@@ -2374,6 +2684,11 @@ GOES_WITH: dict[str, tuple[tuple[str, ...], str]] = {
 def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
     """End with a usage error when options ask two questions at once, or belong to a question that is not asked."""
     given = {f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value}
+    if "--report" in given:
+        single = {"--metrics", "--match", "--output", "--plot", "--json", *QUESTIONS} - {"--best-by", "--group-by"}
+        if others := sorted(given & single):
+            made.error(f"--report asks every question and writes a page of its own; leave out {', '.join(others)}")
+        return
     given |= {"--schema"} if "--match" in given else set()
     given |= {"--pivot"} if given & {"--rows", "--cols"} and "--best-by" not in given else set()
     asked = [question for question in QUESTIONS[:-1] if question in given]
@@ -2430,6 +2745,17 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
     return best_by(runs, *question, over, ignore, only, args.pivot)
 
 
+def questioned(runs: Runs, args: argparse.Namespace) -> Runs:
+    """The runs that the options leave, as the question sees them: with --at-best --where is about the values there."""
+    runs = keep(runs, args)
+    if args.at_best:
+        key, said = directed(args.at_best)
+        runs = at_best(runs, key, highest_wins(column_name(key), said, args.descending, reported=False))
+        if args.where:
+            runs = replace(runs, frame=where(args.where, runs))
+    return runs
+
+
 def main() -> int:
     """Parse the arguments, answer one question, print, save or draw the answer; returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -2439,15 +2765,15 @@ def main() -> int:
     check(args, made)
     if args.output and args.output == args.plot:
         made.error("-o and --plot name the same file")
-    runs = read(find_files(args.input))
+    said: dict[str, None] = {}
+    with heard(said) if args.report else contextlib.nullcontext():
+        every = read(find_files(args.input))
+        runs = questioned(every, args)
+    if args.report:
+        write(args.report, report(every, runs, args, said).encode())
+        return 1 if runs.damaged else 0
     if args.output and args.output.resolve() in [path.resolve() for path in runs.files]:
         raise Stop(f"{args.output} is read from, and would be overwritten. Choose another -o.")
-    runs = keep(runs, args)
-    if args.at_best:
-        key, said = directed(args.at_best)
-        runs = at_best(runs, key, highest_wins(column_name(key), said, args.descending, reported=False))
-        if args.where:  # of what the question sees
-            runs = replace(runs, frame=where(args.where, runs))
     answer = answer_to(args, runs)
     if args.top:
         more = [f"The first {args.top} of {answer.frame.height}."] if answer.frame.height > args.top else []

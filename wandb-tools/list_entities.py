@@ -119,8 +119,8 @@ def finish(main: Callable[[], int]) -> NoReturn:
         else:  # what broke is another connection
             say("error: a connection was closed from the other side. Try again.")
             code = 1
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "new thread" not in str(error):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not re.search("new thread|map segment|allocate", str(error)):
             raise
         say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
         code = 1
