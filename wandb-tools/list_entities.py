@@ -186,7 +186,7 @@ def without_secrets(text: object, key: str = "") -> str:
 def start_client(seconds: int) -> str:
     """Start W&B's client, silent and without telemetry; it gives a request two attempts of `seconds`, not twenty.
 
-    Returns the server's address. Raises `Stop` where the client refuses a setting, such as an address that is none.
+    Returns the server's address. Raises `ValueError` where a setting, or the address, is none.
     """
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # keys are handed over; the sidecar is to be our own
@@ -207,9 +207,6 @@ def start_client(seconds: int) -> str:
             setup = pool.submit(wandb.setup, settings=settings)
             importlib.import_module("wandb.apis.public")
         return os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
-    except ValueError as error:  # pydantic's
-        wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
-        raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
     finally:
         os.dup2(stderr, 2)
 
@@ -240,20 +237,21 @@ class Connection:
         self.under_way: list[float] = []  # when each request began
         self.heard = self.resume_at = self.limits = 0.0  # last answer, end of the pause, rate limits of late
         self.news = ""  # what is waited for
-        self.base_url = without_secrets(start_client(self.seconds)).rstrip("/")
-        threading.Thread(target=self.watch, daemon=True).start()
-        import wandb
-
         try:
+            self.base_url = without_secrets(start_client(self.seconds)).rstrip("/")
+            threading.Thread(target=self.watch, daemon=True).start()
+            import wandb
+
             api = self.answer(lambda limit: wandb.Api(api_key=self.key or None, timeout=limit))
+        except ValueError as error:  # most are pydantic's
+            wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
+            raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
         except wandb.errors.UsageError:
             raise Stop(
                 f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
                 f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
                 "Set one of them; your key is shown at https://wandb.ai/authorize."
             ) from None
-        except ValueError as error:
-            raise Stop(f"the W&B client refuses {self.base_url}: {without_secrets(error)}") from None
         self.service, self.key = api._service_api, api.api_key or ""  # nothing public takes a query of one's own
         self.app_url, self.version = without_secrets(self.service.app_url).rstrip("/"), wandb.__version__
         self.account = f"the key from {self.source} at {self.base_url}"
@@ -314,14 +312,12 @@ class Connection:
         status = getattr(response, "http_status", 0) or int((re.match(r"HTTP (\d{3})", text) or ("", 0))[1])
         if status == 429 or (limited and response is None and "in time" in text):
             return None
-        if status in (401, 403) or text.startswith("invalid credentials"):
-            return Rejected(f"{self.base_url} rejects the API key from {self.source}. Check it, or use another one.")
         words = without_secrets(re.sub(r'^(HTTP \d+: |input:[\d:]* |\w+ "[^"]*": )', "", text), self.key)
+        if status in (401, 403) or re.match("API key|invalid credentials", text):  # which the client says
+            return Rejected(f"{self.base_url} rejects the API key from {self.source} ({words.rstrip('.')}). Check it.")
         passing = status >= 500 or status in (408, 413, 425)
         if status:
             words = f"HTTP {status} {words}"
-        elif response is None and type(error).__name__ == "AuthenticationError":
-            return Stop(f"the API key from {self.source} is none: {words}")
         elif re.search(r"deadline exceeded|[Tt]ime.?out|timed out|in time", text):
             words, passing = "no answer in time", True
         elif text == "EOF" or re.match("invalid character|json: ", text):
@@ -358,7 +354,7 @@ def expected(what: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise Stop(f"W&B's answer is malformed, see {what} ({type(error).__name__}: {error})", 1) from error
+        raise Stop(f"W&B's answer is malformed, see {what} ({type(error).__name__})", 1) from error
 
 
 def next_cursor(page: dict[str, Any], seen: set[str]) -> str | None:
