@@ -582,7 +582,7 @@ def resolve(word: str, runs: Runs) -> str:
         raise unknown(word.strip(), runs.schema)
     for named, config in partners(list(runs.schema)).items():
         if column in (named, config):
-            say_contradiction(runs, named, config, column)
+            say_contradiction(take(runs, [named, config]), named, config, column)
     return column
 
 
@@ -772,18 +772,10 @@ def highest_wins(metric: str, said: str | None, descending: bool, reported: bool
     return highest
 
 
-def say_contradiction(runs: Runs, named: str, config: str, used: str) -> None:
+def say_contradiction(points: pl.DataFrame, named: str, config: str, used: str) -> None:
     """Say in how many runs the column that names filled and the config's contradict each other, and which is used."""
-    points = take(runs, [named, config])
     if differ := points.select(contradicts(named, config).sum()).item():
         say(f"{named} (from names) and {config} disagree in {differ} of {points.height} runs; {used} is used")
-
-
-def say_opposite(directions: dict[str, bool]) -> None:
-    """Say of which metrics the highest is the best and of which the lowest, if they differ."""
-    high, low = ([metric for metric, highest in directions.items() if highest is way] for way in (True, False))
-    if high and low:
-        say(f"hint: opposite directions: the lowest {', '.join(low)} is the best, the highest {', '.join(high)}")
 
 
 def say_nameless(points: pl.DataFrame, columns: Iterable[str]) -> None:
@@ -1079,26 +1071,20 @@ def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
     `points` has the columns and `_seed`, an integer for each different seed. A label is a column, not of Booleans,
     1. whose name says so (`LABEL`), whether its values repeat or not; or
     2. that carries the seed: more than half of the runs whose value other runs share, share it only with runs of their
-       own seed, of all such runs and on average over the seeds (a search with one seed, of whose configurations a few
-       were run with others, makes no labels of what it searched); or
+       own seed, of all such runs and on average over the seeds (so that a search with one seed, whose best was run with
+       others, makes no labels of what it searched); or
     3. of text that never repeats in three or more runs, and names the experiment or looks like a path or a date.
 
-    Whatever else is unique per run stays a hyperparameter: a learning rate that a sweep drew at random, three models in
-    three runs. Averaging those as if they were seeds would be the worse mistake.
+    What else is unique per run, as a rate that a sweep drew, stays a hyperparameter: to average it were worse.
     """
 
     columns = [c for c in columns if points[c].dtype != pl.Boolean]
     keys = {c: c.removeprefix("config_").lower() for c in columns if kind(c) == "config"}
     found = {c for c, key in keys.items() if LABEL.fullmatch(key) and not SOURCE.fullmatch(key)}
     rest = [c for c in columns if c not in found]
-    seed = pl.col("_seed")
-    alone = (
-        pl.when(pl.col(c).is_not_null() & (pl.len().over(c) > 1))
-        .then(seed.min().over(c) == seed.max().over(c))
-        .alias(c)
-        for c in rest
-    )
-    alone = points.filter(seed.is_not_null()).select("_seed", *alone)
+    shared, seed = {c: pl.col(c).is_not_null() & (pl.len().over(c) > 1) for c in rest}, pl.col("_seed")
+    alone = {c: pl.when(shared[c]).then(seed.min().over(c) == seed.max().over(c)) for c in rest}
+    alone = points.drop_nulls("_seed").select("_seed", **alone)
     by_seed = alone.group_by("_seed", maintain_order=True).agg(pl.all().mean()).drop("_seed").mean()
     found |= {c for c in rest if min(alone[c].mean() or 0, by_seed[c].item() or 0) > 0.5}
     for column in (c for c in rest if points[c].dtype == pl.String):
@@ -1127,28 +1113,24 @@ def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
     return [c for c in columns if c in seen.values()]
 
 
-def log_beta_factor(df: float) -> float:
-    """log(1 / B(df/2, 1/2)); of many degrees of freedom by its series, where two large lgamma would cancel."""
-    h = df / 2
-    if h < 50:
-        return math.lgamma(h + 0.5) - math.lgamma(h) - math.log(math.pi) / 2
-    series = -1 / (8 * h) + 1 / (192 * h**3) - 1 / (640 * h**5) + 17 / (14336 * h**7)
-    return (math.log(h) - math.log(math.pi)) / 2 + series
+def student_density(t: float, df: float) -> float:
+    """The density of Student's t with `df` degrees of freedom."""
+    factor = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi * df) / 2
+    return math.exp(factor - (df + 1) / 2 * math.log1p(t * t / df))
 
 
 def student_tail(t: float, df: float) -> float:
     """P(|T| > t) for t >= 0 of Student's t with `df` degrees of freedom, whole or not: the p of a two-sided test.
 
-    The regularised incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²), by the continued fraction of
-    Numerical Recipes, 6.4, with Lentz's method, from that end where it converges fast.
+    The incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²), by the continued fraction of Numerical Recipes,
+    6.4 (Lentz), from that end where it converges fast; to ten digits up to df = 10,000.
     """
     if not 0 < t < math.inf:
         return float(t == 0)
-    a, b, x = df / 2, 0.5, df / (df + t * t)
-    front = math.exp(log_beta_factor(df) - a * math.log1p(t * t / df) + math.log(t * t / (df + t * t)) / 2)
-    upper = x > (a + 1) / (a + b + 2)
-    if upper:
-        a, b, x = b, a, t * t / (df + t * t)
+    a, b, x, y = df / 2, 0.5, df / (df + t * t), t * t / (df + t * t)
+    front = student_density(t, df) * t  # x^a y^b / B(a, b)
+    if upper := x > (a + 1) / (a + b + 2):
+        a, b, x = b, a, y
     c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
     fraction = d
     for m in range(1, 10_000):
@@ -1169,11 +1151,10 @@ def student_quantile(df: float, level: float = 0.95) -> float:
     """
     t = NormalDist().inv_cdf((1 + level) / 2)
     for _ in range(100):
-        log_density = log_beta_factor(df) - math.log(df) / 2 - (df + 1) / 2 * math.log1p(t * t / df)
-        step = (student_tail(t, df) - (1 - level)) / (2 * math.exp(log_density))
+        step = (student_tail(t, df) - (1 - level)) / (2 * student_density(t, df))
+        t += max(step, 0.0)
         if step <= 1e-15 * t:
             break
-        t += step
     return t
 
 
@@ -1228,21 +1209,17 @@ def compared(
     averages over and leaves out. Raises `Stop` where seeds vary, yet no configuration has two of them.
     """
 
-    complete = {
-        named
-        for named, config in partners(list(runs.schema)).items()
-        if config in points.columns and not points[config].null_count()
-    }
+    twice = {named: config for named, config in partners(points.columns).items() if not points[config].null_count()}
     varying = [c for c in hyperparameters(runs) if c in points.columns and c not in dims and points[c].n_unique() > 1]
     over = [c for c in varying if is_seed(c)] if over is None else over
     say(f"Averaged over {', '.join(over)}" if over else "No seed varies: runs of equal configuration are seeds")
-    same = [c for c in over if c not in complete] or over
+    same = [c for c in over if c not in twice] or over
     known = pl.any_horizontal(pl.col(same).is_not_null()) if same else pl.lit(False)
     first = pl.col("_seed").min().over(same) if same else pl.lit(0)
     points = points.with_row_index("_seed").with_columns(pl.when(known).then(first).alias("_seed"))
-    config = [c for c in varying if c not in (*over, *ignore, *complete)]
-    for named in sorted(complete & {*varying}):
-        say_contradiction(runs, named, partners(list(runs.schema))[named], partners(list(runs.schema))[named])
+    config = [c for c in varying if c not in (*over, *ignore, *twice)]
+    for named in [c for c in varying if c in twice]:
+        say_contradiction(points, named, twice[named], twice[named])
     if only is not None:
         config = [c for c in only if c in points.columns and c not in (*over, *ignore, *dims)]
     elif labels := run_labels(points, config):
@@ -1529,12 +1506,6 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], sel
 FEW = 12  # numbers of up to so many values are compared value by value, as categories are: 0.1 may be best of 0.01 to 1
 
 
-def between(sums: pl.DataFrame) -> pl.DataFrame:
-    """The sum of squares between groups of each column, given the groups' sums of deviations, and their sizes `_n`."""
-
-    return sums.select((pl.exclude("_x", "_n") ** 2 / pl.col("_n")).sum())
-
-
 def association(
     points: pl.DataFrame, column: str, metric: str, descending: bool, shuffles: dict[bytes, pl.DataFrame]
 ) -> pl.DataFrame:
@@ -1542,10 +1513,9 @@ def association(
 
     Out: `column`, `measure`, `value`, `explained`, `p`, `spearman`, `n`, `distinct`, `best_value`, `mean_there`,
     `n_there`. Of categories and of numbers of up to `FEW` values, `value` and `explained` are epsilon squared, eta
-    squared corrected for the number K of values: 1 - (1 - eta²) (n - 1) / (n - K) (Kelley 1935; near 0, also below, for
-    what is unrelated), and `p` is the share of up to 999 random permutations that reach it, fixed seed. Of other
-    numbers they are Spearman's rho and rho². `spearman` is rho of all numbers. `shuffles` keeps the permutations of the
-    metric for the next column that is set in the same runs.
+    squared corrected for the number K of values, 1 - (1 - eta²) (n - 1) / (n - K) (Kelley 1935), and `p` is the share of
+    up to 999 permutations, of a fixed seed, that reach it. Of other numbers they are Spearman's rho and rho².
+    `spearman` is rho of all numbers. `shuffles` keeps the permutations for columns that are set in the same runs.
     """
 
     known = points.select(_x=column, _y=metric).drop_nulls()
@@ -1562,8 +1532,9 @@ def association(
             shuffles[where] = pl.DataFrame(
                 {str(i): deviation.sample(fraction=1, shuffle=True, seed=i) for i in range(draws)}
             )
-        drawn = shuffles[where].with_columns(known["_x"].rank("dense"), deviation.alias("_real"))
-        sums = between(drawn.group_by("_x", maintain_order=True).agg(pl.len().alias("_n"), pl.all().sum()))
+        drawn = shuffles[where].with_columns(known["_x"], deviation.alias("_real"))
+        within = drawn.group_by("_x", maintain_order=True).agg(pl.all().sum() ** 2 / pl.len())
+        sums = within.drop("_x").sum()  # of squares between the groups
         real = sums["_real"].item()
         measure = "epsilon²"
         value = explained = 1 - (1 - real / (deviation**2).sum()) * (n - 1) / (n - k)
@@ -2722,7 +2693,9 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
     select = resolve_metric(word, runs) if word else metrics[0]
     said[select] = direction or said.get(select)
     highest = {m: highest_wins(m, said.get(m), args.descending, m == metrics[0]) for m in [*metrics, select]}
-    say_opposite(highest)
+    if len(set(highest.values())) > 1:
+        best = ", ".join(f"the {'highest' if high else 'lowest'} {metric}" for metric, high in highest.items())
+        say(f"hint: opposite directions: the best is {best}")
     say_kept(runs, highest)
     descending = highest[metrics[0]]
     if args.importance:
