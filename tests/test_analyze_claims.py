@@ -170,7 +170,7 @@ def test_seeds_are_averaged_whatever_labels_the_configs_hold(call, result, tmp_p
         if row["n"] == 4:
             assert close(row["mean"], float(np.mean(values)))
             assert close(row["std"], float(np.std(values, ddof=1)))
-    assert f"Labels of runs, no hyperparameters: {column} (" in call(tmp_path, path, *BEST_BY, *over).err
+    assert f"Labels of runs, no hyperparameters: {column}\n" in call(tmp_path, path, *BEST_BY, *over).err
 
 
 def test_one_repeated_run_shows_that_a_column_names_runs(result, tmp_path):
@@ -187,7 +187,7 @@ def test_all_labels_at_once_and_hyperparameters_that_look_like_them(call, result
     }
     path, _ = lab(tmp_path, **LABELS, **kept)
     ran = call(tmp_path, path, *BEST_BY)
-    labels = re.search(r"no hyperparameters: (.*) \(", ran.err)[1].split(", ")
+    labels = re.search(r"no hyperparameters: (.*)", ran.err)[1].split(", ")
     assert sorted(labels) == sorted(LABELS)
     assert {row["n"] for row in result(tmp_path, path, *BEST_BY)} == {2}, "config_logged parts the seeds"
     assert {row["n"] for row in result(tmp_path, path, *BEST_BY, "--ignore", "log?ed")} == {4}

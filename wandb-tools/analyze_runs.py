@@ -1018,20 +1018,27 @@ def labelled(groups: pl.DataFrame, columns: list[str], name: str = "_label") -> 
 
 
 def spread(
-    groups: pl.DataFrame, rows: list[str], cols: list[str], values: Sequence[str] = ("mean", "std", "n")
-) -> pl.DataFrame:
-    """From one row per (rows, cols) with `values` to one row per `rows`, with columns for each of `cols`.
+    groups: pl.DataFrame, rows: list[str], cols: list[str], best: str | None = None, near: str | None = None
+) -> tuple[pl.DataFrame, list[Column]]:
+    """From one row per (rows, cols) to one row per `rows`, and how it is shown, the `best` of each column marked.
 
-    The columns are `{label}_mean`, `{label}_std`, `{label}_n`, for every label of `labels`.
+    The columns are `{label}_mean`, `{label}_std`, `{label}_n`, and `{label}_{near}` if given, per label of `cols`.
     """
 
-    frame = groups.select(rows).unique().sort(rows, nulls_last=True)
-    marked = labelled(groups, cols, "_col")
+    frame, shown = (
+        groups.select(rows).unique().sort(rows, nulls_last=True),
+        [Column(short(c), c, key=True) for c in rows],
+    )
+    marked = labelled(groups, cols)
     for name in labels(groups, cols):
-        cell = marked.filter(pl.col("_col") == name)
-        cell = cell.select(*rows, *(pl.col(value).alias(f"{name}_{value}") for value in values))
+        mean, std, n, *more = (f"{name}_{value}" for value in ("mean", "std", "n", near) if value)
+        shown.append(Column(name, mean, std=std, n=n, best=best, near=more[0] if more else None))
+        cell = marked.filter(pl.col("_label") == name)
+        cell = cell.select(
+            *rows, *(pl.col(value.removeprefix(f"{name}_")).alias(value) for value in (mean, std, n, *more))
+        )
         frame = frame.join(cell, on=rows, how="left", nulls_equal=True, maintain_order="left")
-    return frame
+    return frame, shown
 
 
 def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending: bool) -> Answer:
@@ -1045,9 +1052,7 @@ def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending:
     best, order = ("max", "highest") if descending else ("min", "lowest")
     return Answer(
         f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of a column is marked",
-        spread(groups, rows, cols),
-        [Column(short(c), c, key=True) for c in rows]
-        + [Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n", best=best) for c in labels(groups, cols)],
+        *spread(groups, rows, cols, best),
         draw=lambda: draw_pivot(groups, rows, cols, metric, descending),
     )
 
@@ -1065,10 +1070,17 @@ def is_seed(column: str) -> bool:
     return "seed" in column.lower()
 
 
+def with_seed(points: pl.DataFrame, over: list[str]) -> pl.DataFrame:
+    """`points` with `_seed`, an integer for each different combination of `over`; null where none of it is known."""
+    known = pl.any_horizontal(pl.lit(False), pl.col(over).is_not_null())
+    first = pl.col("_seed").min().over(over or pl.lit(0))
+    return points.with_row_index("_seed").with_columns(pl.when(known).then(first).alias("_seed"))
+
+
 def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
     """Of `columns`, the labels: those that name a run rather than describe it, and so are no hyperparameters.
 
-    `points` has the columns and `_seed`, an integer for each different seed. A label is a column, not of Booleans,
+    `points` has the columns and `_seed` (`with_seed`). A label is a column, not of Booleans,
     1. whose name says so (`LABEL`), whether its values repeat or not; or
     2. that carries the seed: more than half of the runs whose value other runs share, share it only with runs of their
        own seed, of all such runs and on average over the seeds (so that a search with one seed, whose best was run with
@@ -1094,6 +1106,14 @@ def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
         if named and len(values) >= 3 and values.n_unique() == len(values):
             found.add(column)
     return [c for c in columns if c in found]
+
+
+def without_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Those of `columns` that are no labels; says which are."""
+    found = run_labels(points, columns)
+    if found:
+        say(f"Labels of runs, no hyperparameters: {', '.join(found)}")
+    return [c for c in columns if c not in found]
 
 
 def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
@@ -1213,18 +1233,14 @@ def compared(
     varying = [c for c in hyperparameters(runs) if c in points.columns and c not in dims and points[c].n_unique() > 1]
     over = [c for c in varying if is_seed(c)] if over is None else over
     say(f"Averaged over {', '.join(over)}" if over else "No seed varies: runs of equal configuration are seeds")
-    same = [c for c in over if c not in twice] or over
-    known = pl.any_horizontal(pl.col(same).is_not_null()) if same else pl.lit(False)
-    first = pl.col("_seed").min().over(same) if same else pl.lit(0)
-    points = points.with_row_index("_seed").with_columns(pl.when(known).then(first).alias("_seed"))
+    points = with_seed(points, [c for c in over if c not in twice] or over)
     config = [c for c in varying if c not in (*over, *ignore, *twice)]
     for named in [c for c in varying if c in twice]:
         say_contradiction(points, named, twice[named], twice[named])
     if only is not None:
         config = [c for c in only if c in points.columns and c not in (*over, *ignore, *dims)]
-    elif labels := run_labels(points, config):
-        say(f"Labels of runs, no hyperparameters: {', '.join(labels)} (--config names what makes a configuration)")
-        config = [c for c in config if c not in labels]
+    else:
+        config = without_labels(points, config)
     # What is constant in every cell cannot tell its configurations apart, and would only lengthen their names.
     inside = points.group_by(dims).agg(pl.col(config).n_unique())
     config = [c for c in config if inside[c].max() > 1]
@@ -1416,20 +1432,29 @@ def best_by(
     rows = [c for c in dims if c not in within]
     closing = across(chosen, rows, within, metric, descending)
     frame = chosen.drop("values", "seeds", "repeats", "diverged", "any_diverged", "most_seeds", "tied")
-    what, marks = f"{metric} of the best configuration by {select}", {"best": "max" if descending else "min"}
+    what, best, near = (
+        f"{metric} of the best configuration by {select}",
+        "max" if descending else "min",
+        "not_told_apart",
+    )
+    of = f" of its {names(within)}" if within else ""
+    notes = []
+    if chosen[near].any():
+        notes = [f"≈ is not told apart from the best{of}: the 95 % interval of their difference holds 0, or n is 1."]
+    if doubtful := chosen.filter(~pl.col(near) & (pl.col("p") >= 0.05)).height:
+        notes.append(f"Of the others {doubtful} have p >= 0.05, which is adjusted for all comparisons (Holm's method).")
+    if not closing and chosen.select(within or pl.lit(0)).n_unique() > 1:
+        notes.append(f"No mean ranks: fewer than two {names(within)} have a value of every {names(rows)}.")
     if pivoted:
         title = f"{what}: {names(rows)} x {names(within)}, mean ± std (n) over seeds"
-        wide = spread(chosen, rows, within, ("mean", "std", "n", "not_told_apart"))
-        columns = [Column(short(c), c, key=True) for c in rows]
-        for c in labels(chosen, within):
-            columns.append(Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n", near=f"{c}_not_told_apart", **marks))
-        notes = ["Without --pivot: the configurations that were chosen, intervals and differences."]
+        wide, columns = spread(chosen, rows, within, best, near)
+        notes.append("Without --pivot: the configurations that were chosen, intervals and differences.")
     else:
         title, wide = f"{what}, mean ± std over seeds, 95 % t intervals", frame
-        marks |= {"within": tuple(within), "near": "not_told_apart"}
+        notes += notes_of_choice(chosen, dims, config, f"{'highest' if select_highest else 'lowest'} mean {select}")
         columns = [
             *(Column(short(c), c, key=True) for c in dims),
-            Column(short(metric), "mean", std="std", n="n", **marks),
+            Column(short(metric), "mean", std="std", n="n", best=best, within=tuple(within), near=near),
             Column("95 % interval", "ci_low", to="ci_high", key=True),
             Column("minus the best", "difference_low", to="difference_high"),
             Column("p", "p"),
@@ -1438,19 +1463,8 @@ def best_by(
             Column("median", "median"),
             Column("range", "min", to="max"),
         ]
-        notes = notes_of_choice(chosen, dims, config, f"{'highest' if select_highest else 'lowest'} mean {select}")
-    of = f" of its {names(within)}" if within else ""
-    if chosen["not_told_apart"].any():
-        near = f"≈ is not told apart from the best{of}: the 95 % interval of their difference holds 0, or n is 1."
-        notes.insert(0, near)
-    if doubtful := chosen.filter(~pl.col("not_told_apart") & (pl.col("p") >= 0.05)).height:
-        notes.insert(
-            1, f"Of the others {doubtful} have p >= 0.05, which is adjusted for all comparisons (Holm's method)."
-        )
     if closing:
         wide = wide.join(closing.frame, on=rows, how="left", nulls_equal=True, maintain_order="left")
-    elif chosen.select(within or pl.lit(0)).n_unique() > 1:
-        notes.append(f"No mean ranks: fewer than two {names(within)} have a value of every {names(rows)}.")
 
     def draw() -> alt.TopLevelMixin:
         return draw_pivot(chosen, rows, within, metric, descending) if pivoted else draw_best(frame, dims, metric)
@@ -1513,8 +1527,8 @@ def association(
 
     Out: `column`, `measure`, `value`, `explained`, `p`, `spearman`, `n`, `distinct`, `best_value`, `mean_there`,
     `n_there`. Of categories and of numbers of up to `FEW` values, `value` and `explained` are epsilon squared, eta
-    squared corrected for the number K of values, 1 - (1 - eta²) (n - 1) / (n - K) (Kelley 1935), and `p` is the share of
-    up to 999 permutations, of a fixed seed, that reach it. Of other numbers they are Spearman's rho and rho².
+    squared corrected for the number K of values, 1 - (1 - eta²) (n - 1) / (n - K) (Kelley 1935), `p` the share of up
+    to 999 permutations, of a fixed seed, that reach it. Of other numbers they are Spearman's rho and rho².
     `spearman` is rho of all numbers. `shuffles` keeps the permutations for columns that are set in the same runs.
     """
 
@@ -1555,6 +1569,8 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
     floats = [c for c in columns if points[c].dtype.is_float()]
     points = points.with_columns(pl.col(floats).fill_nan(None))
     varying = [c for c in columns if points[c].drop_nulls().n_unique() > 1]
+    seeds = [c for c in varying if is_seed(c)]
+    varying = [*without_labels(with_seed(points, seeds), [c for c in varying if c not in seeds]), *seeds]
     # A category of its own for nearly every run says nothing of the next run.
     crowded = [
         c
@@ -1762,13 +1778,13 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
     stats = numbers.group_by(*groups, "_x", maintain_order=True).agg(summary("_y")[:3])
     if there[x].is_integer():
         stats = stats.with_columns(pl.col("_x").cast(pl.Int64))
-    wide = spread(stats, ["_x"], groups).rename({"_x": x})
+    wide, shown = spread(stats.rename({"_x": x}), [x], groups)
     rows = sorted({round(i * (wide.height - 1) / 9) for i in range(10)})
     smoothed = f", smoothed {smooth:g}" if smooth else ""
     return Answer(
         f"{y} along {x}: mean ± std over runs{smoothed}",
         wide,
-        [Column(x, x, key=True)] + [Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n") for c in labels(stats, groups)],
+        shown,
         rows=rows if len(rows) < wide.height else None,
         draw=lambda: draw_curves(stats, groups, x, y),
     )
@@ -2123,7 +2139,7 @@ def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: 
 
     panels = []
     for metric in metrics:
-        frame = points.with_columns(finite(metric), _group=label(by)).filter(pl.col(metric).is_not_null())
+        frame = labelled(points.with_columns(finite(metric)), by, "_group").filter(pl.col(metric).is_not_null())
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
         frame = frame.with_columns(_height=(pl.int_range(pl.len()).over("_group") * 0.618034) % 1 - 0.5)
         chart = alt.Chart(frame.drop(m for m in metrics if m != metric), width=480 // len(metrics) + 60).encode(
@@ -2208,7 +2224,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.L
     """Learning curves: the mean of each group as a line, mean ± std as a band."""
 
     mean, std = pl.col("mean"), pl.col("std")
-    frame = stats.sort("_x").select("mean", "std", "n", x="_x", group=label(groups), _low=mean - std, _high=mean + std)
+    frame = labelled(stats, groups).sort("_x")
+    frame = frame.select("mean", "std", "n", x="_x", group="_label", _low=mean - std, _high=mean + std)
     lines = labels(stats, groups)
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
     dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(lines))]
