@@ -1084,7 +1084,9 @@ def show_names(kept: pl.DataFrame, rules: dict[str, Rule], pairs: dict[str, str]
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; `--help` and every error here answer without Polars."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    usage = "%(prog)s [INPUT ...] [-o FILE] [--state STATE,..] [--filter REGEX] [--where SQL] [...]"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(usage=usage, description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     where = f"runs files, folders, globs or s3:// addresses, in any mix (default: {DEFAULT_INPUT}/)"
     add("inputs", nargs="*", metavar="INPUT", help=where)
