@@ -989,7 +989,8 @@ def write(frame: pl.LazyFrame, target: str, partition: str | None, good: Callabl
     False, with the old one left in place, when what was written is not `good`.
     """
     suffix = "" if partition else Path(target).suffix
-    beside = Path(tempfile.gettempdir()) / re.sub(r"\W", "_", target) if is_remote(target) else Path(target)
+    mine = f"{getattr(os, 'geteuid', int)()}_{re.sub(r'[^0-9A-Za-z]', '_', target)}"  # for what is uploaded when whole
+    beside = Path(tempfile.gettempdir()) / mine if is_remote(target) else Path(target)
     with workspace(beside) as folder:
         new, old = folder / "new", folder / "old"
         sink(frame, new, suffix, partition)
