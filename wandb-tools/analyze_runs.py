@@ -2440,7 +2440,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
             comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
             comparison += part(ask(**cells, pivot=bool(cols)))
         elif cols and isinstance(paper := ask(**cells, best_by=select, pivot=True), Answer):
-            comparison = part(replace(paper, draw=None, closing=None)) + comparison
+            comparison = part(replace(paper, notes=paper.notes[:1], draw=None, closing=None)) + comparison
 
     varying, best = told(varied, runs), ask(json=True)  # with every column
     if isinstance(best, Answer):
@@ -2488,12 +2488,7 @@ REPORT_STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #16181c; --line: #444; --link: #8ab8f0; --on: #1f3a5f }
 }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
-  nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } body { font-size: 10px }
-}
-@page { size: A4; margin: 15mm }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 70em }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 88em }
 body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
 h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
 .table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
@@ -2509,6 +2504,13 @@ nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !im
 #vg-tooltip-element { visibility: hidden; position: fixed; z-index: 2; padding: .4em; font-size: 13px }
 #vg-tooltip-element { background: var(--paper); border: 1px solid var(--line) }
 #vg-tooltip-element.visible { visibility: visible }
+@page { size: A4; margin: 12mm }
+@media print {
+  :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
+  body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em } .number { white-space: normal }
+  nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
+  .table, figure { overflow: visible } svg { max-width: 100%; height: auto }
+}
 """
 
 # Draws the pictures, lets a method be singled out in all of them, and sorts a table by the column that is clicked.
