@@ -19,6 +19,7 @@ Reads what export_runs.py or aggregate_runs.py wrote; needs neither of them, nor
   uv run analyze_runs.py data/*.parquet --pivot -o t.tex    the same as a LaTeX table, best of each column in bold
   uv run analyze_runs.py --best-by val/loss -m test/mse     the honest comparison: choose by one, report the other
   uv run analyze_runs.py --curves val/loss -g arch -p c.html    learning curves, mean and band over seeds
+  uv run analyze_runs.py -m test/mse --report report.html   all of these on one page, to look at and to mail
 """
 
 from __future__ import annotations
@@ -2507,7 +2508,8 @@ nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !im
 @page { size: A4; margin: 12mm }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
-  body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em } .number { white-space: normal }
+  body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em; overflow-wrap: anywhere }
+  .number { white-space: normal }
   nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
   .table, figure { overflow: visible } svg { max-width: 100%; height: auto }
 }
