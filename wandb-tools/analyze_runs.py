@@ -2307,8 +2307,8 @@ def varied(runs: Runs) -> Answer:
     points = take(runs, hyperparameters(runs)).with_row_index("_seed")
     seeds = [c for c in points.columns if is_seed(c) and c != "_seed"]
     points = points.with_columns(pl.col("_seed").min().over(seeds) if seeds else pl.lit(0).alias("_seed"))
-    columns = [c for c in points.columns if c != "_seed" and c not in run_labels(points, points.columns[1:])]
-    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in columns}
+    labels_ = {"_seed", *run_labels(points, points.columns[1:])}
+    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in points.columns if c not in labels_}
     varying = [c for c, table in counts.items() if table.height > 1]
     constant = [f"{short(c)}={number(table[c][0])}" for c, table in counts.items() if table.height == 1]
     rows = []
