@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -38,11 +39,15 @@ def clean_env(home: Path, **extra: str) -> dict[str, str]:
 
 
 def run_script(
-    script: str, *args: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 60
+    script: str, *args: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 60, around: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run `wandb-tools/SCRIPT ARGS` in `cwd` with the test environment's Python; stdout and stderr as text."""
+    """Run `wandb-tools/SCRIPT ARGS` in `cwd` with the test environment's Python; stdout and stderr as text.
+
+    `around` is what a shell does with it: `{} 2>&1 | head -1`.
+    """
+    command = [sys.executable, str(TOOLS / script), *map(str, args)]
     return subprocess.run(
-        [sys.executable, str(TOOLS / script), *map(str, args)],
+        ["bash", "-c", around.replace("{}", shlex.join(command))] if around else command,
         cwd=cwd,
         env=clean_env(cwd) if env is None else env,
         capture_output=True,

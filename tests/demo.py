@@ -46,6 +46,10 @@ WORKFLOW = [  # as the README has it; tests/test_pipeline.py compares the two
         "Learning curves",
         "analyze_runs.py wandb_export/graph_denoise_team_pyg_transfer_runs.parquet --curves val/loss --group-by arch",
     ),
+    (
+        "All of it on one page, which opens offline and can be mailed",
+        "analyze_runs.py wandb_export/aggregated.parquet --metric test/mse --report wandb_export/report.html",
+    ),
 ]
 
 
@@ -309,7 +313,7 @@ def main() -> int:
             print(f"{path.stat().st_size:>12,} bytes  {path.name}")
     analyze, table = os.path.relpath(TOOLS / "analyze_runs.py"), os.path.relpath(export / "aggregated.parquet")
     print(
-        f"\nOpen {os.path.relpath(export / 'pivot.html')} in a browser, or ask on, no server needed:\n"
+        f"\nOpen {os.path.relpath(export / 'report.html')} in a browser, or ask on, no server needed:\n"
         f"$ uv run {analyze} {table} --metric test/mse --importance\n"
         f'$ uv run {analyze} {table} --sql "SELECT arch, min(metric_test_mse) AS best FROM runs GROUP BY arch"'
     )

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -885,19 +884,6 @@ def test_killed_in_the_middle(tmp_path, sent):
 # ---- Nothing false, nothing stuck -------------------------------------------------------------------------------
 
 
-def script(*args: object, cwd: Path, shell: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """The script as a process of its own, in a shell when there is something of `shell` around it (`{}`)."""
-    command = [sys.executable, str(TOOLS / "aggregate_runs.py"), *map(str, args)]
-    return subprocess.run(
-        ["bash", "-c", shell.format(shlex.join(command))] if shell else command,
-        cwd=cwd,
-        env=clean_env(cwd, **env),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def test_what_exists_is_a_path_whatever_characters_it_holds(aggregate, tmp_path):
     write_export(tmp_path / "exp1", "p", [run("one", id="1")])
     write_export(tmp_path / "exp[1]", "p", [run("bracket", id="2")])
@@ -1050,7 +1036,9 @@ def test_configs_and_metadata_that_json_alone_would_not_bear(aggregate, tmp_path
 def test_a_reader_that_goes_away_ends_nothing_early(tmp_path, around):
     write_export(tmp_path / "in", "p", [run(f"x_k{i}") for i in range(300)])
     (tmp_path / "in" / "bad_runs.parquet").write_text("no Parquet")
-    done = script("in", "-o", "out.parquet", cwd=tmp_path, shell=around + "; echo ${{PIPESTATUS[0]}}")
+    done = run_script(
+        "aggregate_runs.py", "in", "-o", "out.parquet", cwd=tmp_path, around=around + "; echo ${PIPESTATUS[0]}"
+    )
     assert done.stdout.splitlines()[-1] == "1"  # one file could not be read, whoever looks
     assert "Traceback" not in done.stdout + done.stderr
     assert len(pl.read_parquet(tmp_path / "out.parquet")) == 300
@@ -1066,7 +1054,7 @@ def test_without_home_passwd_entry_or_memory(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
-    done = script("in", "-o", "o.parquet", cwd=tmp_path, shell="ulimit -v 1000000; {}")
+    done = run_script("aggregate_runs.py", "in", "-o", "o.parquet", cwd=tmp_path, around="ulimit -v 1000000; {}")
     assert "Traceback" not in done.stderr
     # Polars, Arrow and OpenBLAS may end the process themselves, with their own words
     assert done.returncode == 0 or re.search("not enough memory|memory allocation|ulimit", done.stderr, re.I)

@@ -29,7 +29,7 @@ BEST_BY = ("--best-by", "val/loss", "-m", "test/mse")
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.floats(1, 1e6), st.floats(1e-3, 1e3), st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999]))
+@given(st.floats(1, 1e4), st.floats(1e-3, 1e3), st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999]))
 def test_students_t_is_scipys(df, t, level):
     tail = 2 * scipy.stats.t.sf(t, df)
     assert math.isclose(analyze.student_tail(t, df), tail, rel_tol=1e-10, abs_tol=1e-290)
@@ -170,7 +170,7 @@ def test_seeds_are_averaged_whatever_labels_the_configs_hold(call, result, tmp_p
         if row["n"] == 4:
             assert close(row["mean"], float(np.mean(values)))
             assert close(row["std"], float(np.std(values, ddof=1)))
-    assert f"Labels of runs, no hyperparameters: {column} (" in call(tmp_path, path, *BEST_BY, *over).err
+    assert f"Labels of runs, no hyperparameters: {column}\n" in call(tmp_path, path, *BEST_BY, *over).err
 
 
 def test_one_repeated_run_shows_that_a_column_names_runs(result, tmp_path):
@@ -187,7 +187,7 @@ def test_all_labels_at_once_and_hyperparameters_that_look_like_them(call, result
     }
     path, _ = lab(tmp_path, **LABELS, **kept)
     ran = call(tmp_path, path, *BEST_BY)
-    labels = re.search(r"no hyperparameters: (.*) \(", ran.err)[1].split(", ")
+    labels = re.search(r"no hyperparameters: (.*)", ran.err)[1].split(", ")
     assert sorted(labels) == sorted(LABELS)
     assert {row["n"] for row in result(tmp_path, path, *BEST_BY)} == {2}, "config_logged parts the seeds"
     assert {row["n"] for row in result(tmp_path, path, *BEST_BY, "--ignore", "log?ed")} == {4}
@@ -423,7 +423,11 @@ def test_names_say_the_direction(metric, highest):
         (["-m", "test/acc:min"], 0, "looks like a score, more is better; but :min"),
         (["-m", "test/odd"], 0, None),
         (["-m", "test/odd", "--descending"], 3, None),
-        (["--metrics", "test/mse:min,test/acc:max"], 0, "opposite directions: the lowest metric_test_mse is the best"),
+        (
+            ["--metrics", "test/mse:min,test/acc:max"],
+            0,
+            "opposite directions: the best is the lowest metric_test_mse, the highest metric_test_acc",
+        ),
     ],
 )
 def test_one_rule_and_every_contradiction_is_said(call, result, tmp_path, options, first, said):
@@ -443,7 +447,7 @@ def test_chosen_and_reported_metrics_follow_the_same_rule(call, result, tmp_path
     assert order[0] == order[1]
     assert {row["config_lr"] for row in by_score} == {0.01}
     ran = call(tmp_path, path, "--best-by", "val/loss", "-m", "test/acc")
-    assert "opposite directions: the lowest metric_val_loss is the best, the highest metric_test_acc" in ran.err
+    assert "opposite directions: the best is the highest metric_test_acc, the lowest metric_val_loss" in ran.err
 
 
 # ---------------------------------------------------------------- words and names

@@ -424,7 +424,7 @@ def test_seeds_are_averaged_and_what_is_unique_per_run_is_left_out_aloud(call, t
     path = comparison(tmp_path)
     ran = call(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse")
     assert "Averaged over config_seed, seed_parsed" in ran.err
-    assert "Labels of runs, no hyperparameters: config_host (" in ran.err
+    assert "Labels of runs, no hyperparameters: config_host\n" in ran.err
     assert "warning" not in ran.err
     assert "lr=0.01" in ran.out
     assert "0.0120 ± 0.0010 (n=3)" in ran.out

@@ -989,7 +989,8 @@ def write(frame: pl.LazyFrame, target: str, partition: str | None, good: Callabl
     False, with the old one left in place, when what was written is not `good`.
     """
     suffix = "" if partition else Path(target).suffix
-    beside = Path(tempfile.gettempdir()) / re.sub(r"\W", "_", target) if is_remote(target) else Path(target)
+    mine = f"{getattr(os, 'geteuid', int)()}_{re.sub(r'[^0-9A-Za-z]', '_', target)}"  # for what is uploaded when whole
+    beside = Path(tempfile.gettempdir()) / mine if is_remote(target) else Path(target)
     with workspace(beside) as folder:
         new, old = folder / "new", folder / "old"
         sink(frame, new, suffix, partition)
@@ -1084,7 +1085,9 @@ def show_names(kept: pl.DataFrame, rules: dict[str, Rule], pairs: dict[str, str]
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; `--help` and every error here answer without Polars."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    usage = "%(prog)s [INPUT ...] [-o FILE] [--state STATE,..] [--filter REGEX] [--where SQL] [...]"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(usage=usage, description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     where = f"runs files, folders, globs or s3:// addresses, in any mix (default: {DEFAULT_INPUT}/)"
     add("inputs", nargs="*", metavar="INPUT", help=where)

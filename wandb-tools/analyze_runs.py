@@ -19,6 +19,7 @@ Reads what export_runs.py or aggregate_runs.py wrote; needs neither of them, nor
   uv run analyze_runs.py data/*.parquet --pivot -o t.tex    the same as a LaTeX table, best of each column in bold
   uv run analyze_runs.py --best-by val/loss -m test/mse     the honest comparison: choose by one, report the other
   uv run analyze_runs.py --curves val/loss -g arch -p c.html    learning curves, mean and band over seeds
+  uv run analyze_runs.py -m test/mse --report report.html   all of these on one page, to look at and to mail
 """
 
 from __future__ import annotations
@@ -582,7 +583,7 @@ def resolve(word: str, runs: Runs) -> str:
         raise unknown(word.strip(), runs.schema)
     for named, config in partners(list(runs.schema)).items():
         if column in (named, config):
-            say_contradiction(runs, named, config, column)
+            say_contradiction(take(runs, [named, config]), named, config, column)
     return column
 
 
@@ -772,18 +773,10 @@ def highest_wins(metric: str, said: str | None, descending: bool, reported: bool
     return highest
 
 
-def say_contradiction(runs: Runs, named: str, config: str, used: str) -> None:
+def say_contradiction(points: pl.DataFrame, named: str, config: str, used: str) -> None:
     """Say in how many runs the column that names filled and the config's contradict each other, and which is used."""
-    points = take(runs, [named, config])
     if differ := points.select(contradicts(named, config).sum()).item():
         say(f"{named} (from names) and {config} disagree in {differ} of {points.height} runs; {used} is used")
-
-
-def say_opposite(directions: dict[str, bool]) -> None:
-    """Say of which metrics the highest is the best and of which the lowest, if they differ."""
-    high, low = ([metric for metric, highest in directions.items() if highest is way] for way in (True, False))
-    if high and low:
-        say(f"hint: opposite directions: the lowest {', '.join(low)} is the best, the highest {', '.join(high)}")
 
 
 def say_nameless(points: pl.DataFrame, columns: Iterable[str]) -> None:
@@ -1026,20 +1019,27 @@ def labelled(groups: pl.DataFrame, columns: list[str], name: str = "_label") -> 
 
 
 def spread(
-    groups: pl.DataFrame, rows: list[str], cols: list[str], values: Sequence[str] = ("mean", "std", "n")
-) -> pl.DataFrame:
-    """From one row per (rows, cols) with `values` to one row per `rows`, with columns for each of `cols`.
+    groups: pl.DataFrame, rows: list[str], cols: list[str], best: str | None = None, near: str | None = None
+) -> tuple[pl.DataFrame, list[Column]]:
+    """From one row per (rows, cols) to one row per `rows`, and how it is shown, the `best` of each column marked.
 
-    The columns are `{label}_mean`, `{label}_std`, `{label}_n`, for every label of `labels`.
+    The columns are `{label}_mean`, `{label}_std`, `{label}_n`, and `{label}_{near}` if given, per label of `cols`.
     """
 
-    frame = groups.select(rows).unique().sort(rows, nulls_last=True)
-    marked = labelled(groups, cols, "_col")
+    frame, shown = (
+        groups.select(rows).unique().sort(rows, nulls_last=True),
+        [Column(short(c), c, key=True) for c in rows],
+    )
+    marked = labelled(groups, cols)
     for name in labels(groups, cols):
-        cell = marked.filter(pl.col("_col") == name)
-        cell = cell.select(*rows, *(pl.col(value).alias(f"{name}_{value}") for value in values))
+        mean, std, n, *more = (f"{name}_{value}" for value in ("mean", "std", "n", near) if value)
+        shown.append(Column(name, mean, std=std, n=n, best=best, near=more[0] if more else None))
+        cell = marked.filter(pl.col("_label") == name)
+        cell = cell.select(
+            *rows, *(pl.col(value.removeprefix(f"{name}_")).alias(value) for value in (mean, std, n, *more))
+        )
         frame = frame.join(cell, on=rows, how="left", nulls_equal=True, maintain_order="left")
-    return frame
+    return frame, shown
 
 
 def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending: bool) -> Answer:
@@ -1053,9 +1053,7 @@ def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending:
     best, order = ("max", "highest") if descending else ("min", "lowest")
     return Answer(
         f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of a column is marked",
-        spread(groups, rows, cols),
-        [Column(short(c), c, key=True) for c in rows]
-        + [Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n", best=best) for c in labels(groups, cols)],
+        *spread(groups, rows, cols, best),
         draw=lambda: draw_pivot(groups, rows, cols, metric, descending),
     )
 
@@ -1073,32 +1071,33 @@ def is_seed(column: str) -> bool:
     return "seed" in column.lower()
 
 
+def with_seed(points: pl.DataFrame, over: list[str]) -> pl.DataFrame:
+    """`points` with `_seed`, an integer for each different combination of `over`; null where none of it is known."""
+    known = pl.any_horizontal(pl.lit(False), pl.col(over).is_not_null())
+    first = pl.col("_seed").min().over(over or pl.lit(0))
+    return points.with_row_index("_seed").with_columns(pl.when(known).then(first).alias("_seed"))
+
+
 def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
     """Of `columns`, the labels: those that name a run rather than describe it, and so are no hyperparameters.
 
-    `points` has the columns and `_seed`, an integer for each different seed. A label is a column, not of Booleans,
+    `points` has the columns and `_seed` (`with_seed`). A label is a column, not of Booleans,
     1. whose name says so (`LABEL`), whether its values repeat or not; or
     2. that carries the seed: more than half of the runs whose value other runs share, share it only with runs of their
-       own seed, of all such runs and on average over the seeds (a search with one seed, of whose configurations a few
-       were run with others, makes no labels of what it searched); or
+       own seed, of all such runs and on average over the seeds (so that a search with one seed, whose best was run with
+       others, makes no labels of what it searched); or
     3. of text that never repeats in three or more runs, and names the experiment or looks like a path or a date.
 
-    Whatever else is unique per run stays a hyperparameter: a learning rate that a sweep drew at random, three models in
-    three runs. Averaging those as if they were seeds would be the worse mistake.
+    What else is unique per run, as a rate that a sweep drew, stays a hyperparameter: to average it were worse.
     """
 
     columns = [c for c in columns if points[c].dtype != pl.Boolean]
     keys = {c: c.removeprefix("config_").lower() for c in columns if kind(c) == "config"}
     found = {c for c, key in keys.items() if LABEL.fullmatch(key) and not SOURCE.fullmatch(key)}
     rest = [c for c in columns if c not in found]
-    seed = pl.col("_seed")
-    alone = (
-        pl.when(pl.col(c).is_not_null() & (pl.len().over(c) > 1))
-        .then(seed.min().over(c) == seed.max().over(c))
-        .alias(c)
-        for c in rest
-    )
-    alone = points.filter(seed.is_not_null()).select("_seed", *alone)
+    shared, seed = {c: pl.col(c).is_not_null() & (pl.len().over(c) > 1) for c in rest}, pl.col("_seed")
+    alone = {c: pl.when(shared[c]).then(seed.min().over(c) == seed.max().over(c)) for c in rest}
+    alone = points.drop_nulls("_seed").select("_seed", **alone)
     by_seed = alone.group_by("_seed", maintain_order=True).agg(pl.all().mean()).drop("_seed").mean()
     found |= {c for c in rest if min(alone[c].mean() or 0, by_seed[c].item() or 0) > 0.5}
     for column in (c for c in rest if points[c].dtype == pl.String):
@@ -1108,6 +1107,14 @@ def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
         if named and len(values) >= 3 and values.n_unique() == len(values):
             found.add(column)
     return [c for c in columns if c in found]
+
+
+def without_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Those of `columns` that are no labels; says which are."""
+    found = run_labels(points, columns)
+    if found:
+        say(f"Labels of runs, no hyperparameters: {', '.join(found)}")
+    return [c for c in columns if c not in found]
 
 
 def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
@@ -1127,28 +1134,24 @@ def distinct_partitions(points: pl.DataFrame, columns: list[str]) -> list[str]:
     return [c for c in columns if c in seen.values()]
 
 
-def log_beta_factor(df: float) -> float:
-    """log(1 / B(df/2, 1/2)); of many degrees of freedom by its series, where two large lgamma would cancel."""
-    h = df / 2
-    if h < 50:
-        return math.lgamma(h + 0.5) - math.lgamma(h) - math.log(math.pi) / 2
-    series = -1 / (8 * h) + 1 / (192 * h**3) - 1 / (640 * h**5) + 17 / (14336 * h**7)
-    return (math.log(h) - math.log(math.pi)) / 2 + series
+def student_density(t: float, df: float) -> float:
+    """The density of Student's t with `df` degrees of freedom."""
+    factor = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi * df) / 2
+    return math.exp(factor - (df + 1) / 2 * math.log1p(t * t / df))
 
 
 def student_tail(t: float, df: float) -> float:
     """P(|T| > t) for t >= 0 of Student's t with `df` degrees of freedom, whole or not: the p of a two-sided test.
 
-    The regularised incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²), by the continued fraction of
-    Numerical Recipes, 6.4, with Lentz's method, from that end where it converges fast.
+    The incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²), by the continued fraction of Numerical Recipes,
+    6.4 (Lentz), from that end where it converges fast; to ten digits up to df = 10,000.
     """
     if not 0 < t < math.inf:
         return float(t == 0)
-    a, b, x = df / 2, 0.5, df / (df + t * t)
-    front = math.exp(log_beta_factor(df) - a * math.log1p(t * t / df) + math.log(t * t / (df + t * t)) / 2)
-    upper = x > (a + 1) / (a + b + 2)
-    if upper:
-        a, b, x = b, a, t * t / (df + t * t)
+    a, b, x, y = df / 2, 0.5, df / (df + t * t), t * t / (df + t * t)
+    front = student_density(t, df) * t  # x^a y^b / B(a, b)
+    if upper := x > (a + 1) / (a + b + 2):
+        a, b, x = b, a, y
     c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
     fraction = d
     for m in range(1, 10_000):
@@ -1169,11 +1172,10 @@ def student_quantile(df: float, level: float = 0.95) -> float:
     """
     t = NormalDist().inv_cdf((1 + level) / 2)
     for _ in range(100):
-        log_density = log_beta_factor(df) - math.log(df) / 2 - (df + 1) / 2 * math.log1p(t * t / df)
-        step = (student_tail(t, df) - (1 - level)) / (2 * math.exp(log_density))
+        step = (student_tail(t, df) - (1 - level)) / (2 * student_density(t, df))
+        t += max(step, 0.0)
         if step <= 1e-15 * t:
             break
-        t += step
     return t
 
 
@@ -1228,26 +1230,18 @@ def compared(
     averages over and leaves out. Raises `Stop` where seeds vary, yet no configuration has two of them.
     """
 
-    complete = {
-        named
-        for named, config in partners(list(runs.schema)).items()
-        if config in points.columns and not points[config].null_count()
-    }
+    twice = {named: config for named, config in partners(points.columns).items() if not points[config].null_count()}
     varying = [c for c in hyperparameters(runs) if c in points.columns and c not in dims and points[c].n_unique() > 1]
     over = [c for c in varying if is_seed(c)] if over is None else over
     say(f"Averaged over {', '.join(over)}" if over else "No seed varies: runs of equal configuration are seeds")
-    same = [c for c in over if c not in complete] or over
-    known = pl.any_horizontal(pl.col(same).is_not_null()) if same else pl.lit(False)
-    first = pl.col("_seed").min().over(same) if same else pl.lit(0)
-    points = points.with_row_index("_seed").with_columns(pl.when(known).then(first).alias("_seed"))
-    config = [c for c in varying if c not in (*over, *ignore, *complete)]
-    for named in sorted(complete & {*varying}):
-        say_contradiction(runs, named, partners(list(runs.schema))[named], partners(list(runs.schema))[named])
+    points = with_seed(points, [c for c in over if c not in twice] or over)
+    config = [c for c in varying if c not in (*over, *ignore, *twice)]
+    for named in [c for c in varying if c in twice]:
+        say_contradiction(points, named, twice[named], twice[named])
     if only is not None:
         config = [c for c in only if c in points.columns and c not in (*over, *ignore, *dims)]
-    elif labels := run_labels(points, config):
-        say(f"Labels of runs, no hyperparameters: {', '.join(labels)} (--config names what makes a configuration)")
-        config = [c for c in config if c not in labels]
+    else:
+        config = without_labels(points, config)
     # What is constant in every cell cannot tell its configurations apart, and would only lengthen their names.
     inside = points.group_by(dims).agg(pl.col(config).n_unique())
     config = [c for c in config if inside[c].max() > 1]
@@ -1439,20 +1433,29 @@ def best_by(
     rows = [c for c in dims if c not in within]
     closing = across(chosen, rows, within, metric, descending)
     frame = chosen.drop("values", "seeds", "repeats", "diverged", "any_diverged", "most_seeds", "tied")
-    what, marks = f"{metric} of the best configuration by {select}", {"best": "max" if descending else "min"}
+    what, best, near = (
+        f"{metric} of the best configuration by {select}",
+        "max" if descending else "min",
+        "not_told_apart",
+    )
+    of = f" of its {names(within)}" if within else ""
+    notes = []
+    if chosen[near].any():
+        notes = [f"≈ is not told apart from the best{of}: the 95 % interval of their difference holds 0, or n is 1."]
+    if doubtful := chosen.filter(~pl.col(near) & (pl.col("p") >= 0.05)).height:
+        notes.append(f"Of the others {doubtful} have p >= 0.05, which is adjusted for all comparisons (Holm's method).")
+    if not closing and chosen.select(within or pl.lit(0)).n_unique() > 1:
+        notes.append(f"No mean ranks: fewer than two {names(within)} have a value of every {names(rows)}.")
     if pivoted:
         title = f"{what}: {names(rows)} x {names(within)}, mean ± std (n) over seeds"
-        wide = spread(chosen, rows, within, ("mean", "std", "n", "not_told_apart"))
-        columns = [Column(short(c), c, key=True) for c in rows]
-        for c in labels(chosen, within):
-            columns.append(Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n", near=f"{c}_not_told_apart", **marks))
-        notes = ["Without --pivot: the configurations that were chosen, intervals and differences."]
+        wide, columns = spread(chosen, rows, within, best, near)
+        notes.append("Without --pivot: the configurations that were chosen, intervals and differences.")
     else:
         title, wide = f"{what}, mean ± std over seeds, 95 % t intervals", frame
-        marks |= {"within": tuple(within), "near": "not_told_apart"}
+        notes += notes_of_choice(chosen, dims, config, f"{'highest' if select_highest else 'lowest'} mean {select}")
         columns = [
             *(Column(short(c), c, key=True) for c in dims),
-            Column(short(metric), "mean", std="std", n="n", **marks),
+            Column(short(metric), "mean", std="std", n="n", best=best, within=tuple(within), near=near),
             Column("95 % interval", "ci_low", to="ci_high", key=True),
             Column("minus the best", "difference_low", to="difference_high"),
             Column("p", "p"),
@@ -1461,19 +1464,8 @@ def best_by(
             Column("median", "median"),
             Column("range", "min", to="max"),
         ]
-        notes = notes_of_choice(chosen, dims, config, f"{'highest' if select_highest else 'lowest'} mean {select}")
-    of = f" of its {names(within)}" if within else ""
-    if chosen["not_told_apart"].any():
-        near = f"≈ is not told apart from the best{of}: the 95 % interval of their difference holds 0, or n is 1."
-        notes.insert(0, near)
-    if doubtful := chosen.filter(~pl.col("not_told_apart") & (pl.col("p") >= 0.05)).height:
-        notes.insert(
-            1, f"Of the others {doubtful} have p >= 0.05, which is adjusted for all comparisons (Holm's method)."
-        )
     if closing:
         wide = wide.join(closing.frame, on=rows, how="left", nulls_equal=True, maintain_order="left")
-    elif chosen.select(within or pl.lit(0)).n_unique() > 1:
-        notes.append(f"No mean ranks: fewer than two {names(within)} have a value of every {names(rows)}.")
 
     def draw() -> alt.TopLevelMixin:
         return draw_pivot(chosen, rows, within, metric, descending) if pivoted else draw_best(frame, dims, metric)
@@ -1529,12 +1521,6 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], sel
 FEW = 12  # numbers of up to so many values are compared value by value, as categories are: 0.1 may be best of 0.01 to 1
 
 
-def between(sums: pl.DataFrame) -> pl.DataFrame:
-    """The sum of squares between groups of each column, given the groups' sums of deviations, and their sizes `_n`."""
-
-    return sums.select((pl.exclude("_x", "_n") ** 2 / pl.col("_n")).sum())
-
-
 def association(
     points: pl.DataFrame, column: str, metric: str, descending: bool, shuffles: dict[bytes, pl.DataFrame]
 ) -> pl.DataFrame:
@@ -1542,10 +1528,9 @@ def association(
 
     Out: `column`, `measure`, `value`, `explained`, `p`, `spearman`, `n`, `distinct`, `best_value`, `mean_there`,
     `n_there`. Of categories and of numbers of up to `FEW` values, `value` and `explained` are epsilon squared, eta
-    squared corrected for the number K of values: 1 - (1 - eta²) (n - 1) / (n - K) (Kelley 1935; near 0, also below, for
-    what is unrelated), and `p` is the share of up to 999 random permutations that reach it, fixed seed. Of other
-    numbers they are Spearman's rho and rho². `spearman` is rho of all numbers. `shuffles` keeps the permutations of the
-    metric for the next column that is set in the same runs.
+    squared corrected for the number K of values, 1 - (1 - eta²) (n - 1) / (n - K) (Kelley 1935), `p` the share of up
+    to 999 permutations, of a fixed seed, that reach it. Of other numbers they are Spearman's rho and rho².
+    `spearman` is rho of all numbers. `shuffles` keeps the permutations for columns that are set in the same runs.
     """
 
     known = points.select(_x=column, _y=metric).drop_nulls()
@@ -1562,8 +1547,9 @@ def association(
             shuffles[where] = pl.DataFrame(
                 {str(i): deviation.sample(fraction=1, shuffle=True, seed=i) for i in range(draws)}
             )
-        drawn = shuffles[where].with_columns(known["_x"].rank("dense"), deviation.alias("_real"))
-        sums = between(drawn.group_by("_x", maintain_order=True).agg(pl.len().alias("_n"), pl.all().sum()))
+        drawn = shuffles[where].with_columns(known["_x"], deviation.alias("_real"))
+        within = drawn.group_by("_x", maintain_order=True).agg(pl.all().sum() ** 2 / pl.len())
+        sums = within.drop("_x").sum()  # of squares between the groups
         real = sums["_real"].item()
         measure = "epsilon²"
         value = explained = 1 - (1 - real / (deviation**2).sum()) * (n - 1) / (n - k)
@@ -1584,6 +1570,8 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
     floats = [c for c in columns if points[c].dtype.is_float()]
     points = points.with_columns(pl.col(floats).fill_nan(None))
     varying = [c for c in columns if points[c].drop_nulls().n_unique() > 1]
+    seeds = [c for c in varying if is_seed(c)]
+    varying = [*without_labels(with_seed(points, seeds), [c for c in varying if c not in seeds]), *seeds]
     # A category of its own for nearly every run says nothing of the next run.
     crowded = [
         c
@@ -1791,13 +1779,13 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
     stats = numbers.group_by(*groups, "_x", maintain_order=True).agg(summary("_y")[:3])
     if there[x].is_integer():
         stats = stats.with_columns(pl.col("_x").cast(pl.Int64))
-    wide = spread(stats, ["_x"], groups).rename({"_x": x})
+    wide, shown = spread(stats.rename({"_x": x}), [x], groups)
     rows = sorted({round(i * (wide.height - 1) / 9) for i in range(10)})
     smoothed = f", smoothed {smooth:g}" if smooth else ""
     return Answer(
         f"{y} along {x}: mean ± std over runs{smoothed}",
         wide,
-        [Column(x, x, key=True)] + [Column(c, f"{c}_mean", std=f"{c}_std", n=f"{c}_n") for c in labels(stats, groups)],
+        shown,
         rows=rows if len(rows) < wide.height else None,
         draw=lambda: draw_curves(stats, groups, x, y),
     )
@@ -2152,7 +2140,7 @@ def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: 
 
     panels = []
     for metric in metrics:
-        frame = points.with_columns(finite(metric), _group=label(by)).filter(pl.col(metric).is_not_null())
+        frame = labelled(points.with_columns(finite(metric)), by, "_group").filter(pl.col(metric).is_not_null())
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
         frame = frame.with_columns(_height=(pl.int_range(pl.len()).over("_group") * 0.618034) % 1 - 0.5)
         chart = alt.Chart(frame.drop(m for m in metrics if m != metric), width=480 // len(metrics) + 60).encode(
@@ -2237,7 +2225,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.L
     """Learning curves: the mean of each group as a line, mean ± std as a band."""
 
     mean, std = pl.col("mean"), pl.col("std")
-    frame = stats.sort("_x").select("mean", "std", "n", x="_x", group=label(groups), _low=mean - std, _high=mean + std)
+    frame = labelled(stats, groups).sort("_x")
+    frame = frame.select("mean", "std", "n", x="_x", group="_label", _low=mean - std, _high=mean + std)
     lines = labels(stats, groups)
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
     dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(lines))]
@@ -2318,8 +2307,8 @@ def varied(runs: Runs) -> Answer:
     points = take(runs, hyperparameters(runs)).with_row_index("_seed")
     seeds = [c for c in points.columns if is_seed(c) and c != "_seed"]
     points = points.with_columns(pl.col("_seed").min().over(seeds) if seeds else pl.lit(0).alias("_seed"))
-    columns = [c for c in points.columns if c != "_seed" and c not in run_labels(points, points.columns[1:])]
-    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in columns}
+    labels_ = {"_seed", *run_labels(points, points.columns[1:])}
+    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in points.columns if c not in labels_}
     varying = [c for c, table in counts.items() if table.height > 1]
     constant = [f"{short(c)}={number(table[c][0])}" for c, table in counts.items() if table.height == 1]
     rows = []
@@ -2452,7 +2441,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
             comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
             comparison += part(ask(**cells, pivot=bool(cols)))
         elif cols and isinstance(paper := ask(**cells, best_by=select, pivot=True), Answer):
-            comparison = part(replace(paper, draw=None, closing=None)) + comparison
+            comparison = part(replace(paper, notes=paper.notes[:1], draw=None, closing=None)) + comparison
 
     varying, best = told(varied, runs), ask(json=True)  # with every column
     if isinstance(best, Answer):
@@ -2500,12 +2489,7 @@ REPORT_STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #16181c; --line: #444; --link: #8ab8f0; --on: #1f3a5f }
 }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
-  nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } body { font-size: 10px }
-}
-@page { size: A4; margin: 15mm }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 70em }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 88em }
 body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
 h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
 .table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
@@ -2521,6 +2505,14 @@ nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !im
 #vg-tooltip-element { visibility: hidden; position: fixed; z-index: 2; padding: .4em; font-size: 13px }
 #vg-tooltip-element { background: var(--paper); border: 1px solid var(--line) }
 #vg-tooltip-element.visible { visibility: visible }
+@page { size: A4; margin: 12mm }
+@media print {
+  :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
+  body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em; overflow-wrap: anywhere }
+  .number { white-space: normal }
+  nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
+  .table, figure { overflow: visible } svg { max-width: 100%; height: auto }
+}
 """
 
 # Draws the pictures, lets a method be singled out in all of them, and sorts a table by the column that is clicked.
@@ -2722,7 +2714,9 @@ def answer_to(args: argparse.Namespace, runs: Runs) -> Answer:
     select = resolve_metric(word, runs) if word else metrics[0]
     said[select] = direction or said.get(select)
     highest = {m: highest_wins(m, said.get(m), args.descending, m == metrics[0]) for m in [*metrics, select]}
-    say_opposite(highest)
+    if len(set(highest.values())) > 1:
+        best = ", ".join(f"the {'highest' if high else 'lowest'} {metric}" for metric, high in highest.items())
+        say(f"hint: opposite directions: the best is {best}")
     say_kept(runs, highest)
     descending = highest[metrics[0]]
     if args.importance:
