@@ -15,7 +15,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from conftest import load_script
-from test_analyze_runs import KEYS, demo_rows, in_browser, run_row, write_history, write_runs
+from test_analyze_pictures import in_browser
+from test_analyze_runs import KEYS, demo_rows, run_row, write_history, write_runs
 from test_analyze_runs import call as call  # fixtures
 from test_analyze_runs import result as result
 

@@ -709,13 +709,13 @@ def scan(
 
 def column_order(columns: Iterable[str]) -> list[str]:
     """The output's columns: the contract's, config and metrics by name, both JSON columns, then what was added."""
-    columns = set(columns) - {FILE}
-    added = [column for column in ("protocol", *RULES) if column in columns]
-    rest = columns - set(BASE_COLUMNS) - set(JSON_COLUMNS) - set(added) - {"_source_file"}
-    kinds = [sorted(c for c in rest if c.startswith(prefix)) for prefix in ("config_", "metric_", "system_")]
-    others = sorted(rest.difference(*kinds))
-    ordered = [*BASE_COLUMNS, *kinds[0], *kinds[1], *kinds[2], *JSON_COLUMNS, *added, *others, "_source_file"]
-    return [column for column in ordered if column in columns]
+    places = [*BASE_COLUMNS, "config_", "metric_", "system_", *JSON_COLUMNS, "protocol", *RULES, "", "_source_file"]
+
+    def place(column: str) -> tuple[int, str]:
+        kind = column if column in places else re.match("config_|metric_|system_|", column)[0]
+        return places.index(kind), column
+
+    return sorted(set(columns) - {FILE}, key=place)
 
 
 # ---- Rules for names --------------------------------------------------------------------------------------------
@@ -814,19 +814,16 @@ def with_where(frame: pl.LazyFrame, where: str) -> pl.LazyFrame:
 
     As a query, for an SQL expression alone does not compare dates with text: `created_at >= '2025-10-01'`.
     """
-    query = f"SELECT *, ({where}) AS {WHERE} FROM runs"
-    schema = frame.collect_schema()
+    query, schema = f"SELECT *, ({where}) AS {WHERE} FROM runs", frame.collect_schema()
+    if missing := [name for name in pl.sql_expr(where).meta.root_names() if name not in schema]:
+        raise Stop(f"--where {where!r}: there is no column {missing[0]}.{nearest(missing[0], schema)}")
     try:
         dtype = pl.SQLContext({"runs": pl.DataFrame(schema=schema)}).execute(query).collect().schema[WHERE]
-        if dtype != pl.Boolean:
-            raise Stop(f"--where {where!r}: is no condition, but {dtype}. Compare it with something.")
-        return pl.SQLContext({"runs": frame}).execute(query)
-    except pl.exceptions.ColumnNotFoundError as error:
-        column = re.match(r'unable to find column "(.*?)"', str(error))
-        name = column[1] if column else reason(error)
-        raise Stop(f"--where {where!r}: there is no column {name}.{nearest(name, schema)}") from None
     except pl.exceptions.PolarsError as error:
         raise Stop(f"--where {where!r}: {reason(error)}") from None
+    if dtype != pl.Boolean:
+        raise Stop(f"--where {where!r}: is no condition, but {dtype}. Compare it with something.")
+    return pl.SQLContext({"runs": frame}).execute(query)
 
 
 # ---- Choose the runs --------------------------------------------------------------------------------------------

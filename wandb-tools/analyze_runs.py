@@ -396,7 +396,8 @@ class Answer:
     columns: list[Column]
     notes: list[str] = field(default_factory=list)  # results in words: printed below the table
     rows: int | list[int] | None = None  # of a long frame, the rows that are printed: the first ones, or these
-    draw: Callable[[], alt.TopLevelMixin] | None = None
+    draw: Callable[[Look], alt.TopLevelMixin] | None = None
+    caption: str = ""  # of the picture
     closing: Answer | None = None  # a second table, shown below the first
 
 
@@ -791,6 +792,12 @@ def short(column: str) -> str:
     return re.sub(r"^(?:config|metric)_|_parsed$", "", column)
 
 
+def spelled(runs: Runs, metric: str, descending: bool | None = None) -> str:
+    """A metric as W&B spells it, for a picture; on its axes with the direction that is better."""
+    key = runs.keys.get(metric, short(metric))
+    return key if descending is None else f"{key} ({'higher' if descending else 'lower'} is better)"
+
+
 def names(columns: list[str]) -> str:
     """Column names as a heading has them."""
     return ", ".join(map(short, columns))
@@ -935,7 +942,8 @@ def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: 
             *(Column(short(column), column, key=column in always) for column in [*metrics[1:], *known]),
         ],
         rows=shown.height,
-        draw=lambda: draw_top(shown, metric),
+        draw=lambda look: draw_top(shown, metric, spelled(runs, metric, descending), look),
+        caption=f"The {shown.height} best runs",
     )
 
 
@@ -972,6 +980,7 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: Sequence[bo
     )
     frame = frame.sort(f"{prefix[metrics[0]]}mean", descending=descending[0], nulls_last=True, maintain_order=True)
     best = ["max" if highest else "min" for highest in descending]
+    titles = [spelled(runs, metric, highest) for metric, highest in zip(metrics, descending, strict=True)]
     order = "highest" if descending[0] else "lowest"
     if metrics[1:]:
         columns = [
@@ -985,7 +994,8 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: Sequence[bo
         f"{', '.join(metrics)} by {names(by)} ({order} mean {short(metrics[0])} first)",
         frame,
         [*(Column(short(column), column, key=True) for column in by), *columns],
-        draw=lambda: draw_groups(points, by, metrics, labelled(frame, by)["_label"].to_list()),
+        draw=lambda look: draw_groups(points, by, metrics, labelled(frame, by)["_label"].to_list(), titles, look),
+        caption=f"{', '.join(spelled(runs, metric) for metric in metrics)} by {names(by)}",
     )
 
 
@@ -1054,7 +1064,8 @@ def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending:
     return Answer(
         f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of a column is marked",
         *spread(groups, rows, cols, best),
-        draw=lambda: draw_pivot(groups, rows, cols, metric, descending),
+        draw=lambda look: draw_pivot(groups, rows, cols, spelled(runs, metric, descending), descending, look),
+        caption=f"{spelled(runs, metric)}: {names(rows)} x {names(cols)}",
     )
 
 
@@ -1467,10 +1478,12 @@ def best_by(
     if closing:
         wide = wide.join(closing.frame, on=rows, how="left", nulls_equal=True, maintain_order="left")
 
-    def draw() -> alt.TopLevelMixin:
-        return draw_pivot(chosen, rows, within, metric, descending) if pivoted else draw_best(frame, dims, metric)
+    def draw(look: Look) -> alt.TopLevelMixin:
+        drawn = draw_pivot if pivoted else draw_best
+        return drawn(chosen, rows, within, spelled(runs, metric, descending), descending, look)
 
-    return Answer(title, wide, columns, notes, draw=draw, closing=closing)
+    caption = f"{spelled(runs, metric)} of the best configuration by {spelled(runs, select)}"
+    return Answer(title, wide, columns, notes, draw=draw, caption=caption, closing=closing)
 
 
 def notes_of_choice(chosen: pl.DataFrame, dims: list[str], config: list[str], how: str) -> list[str]:
@@ -1787,7 +1800,8 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
         wide,
         shown,
         rows=rows if len(rows) < wide.height else None,
-        draw=lambda: draw_curves(stats, groups, x, y),
+        draw=lambda look: draw_curves(stats, groups, x, y, look),
+        caption=y + (f" by {names(by)}" if by else ""),
     )
 
 
@@ -2010,6 +2024,9 @@ def as_latex(answer: Answer) -> str:
 
 STYLE = """body { font: 14px system-ui, sans-serif; margin: 2em } table { border-collapse: collapse }
 th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid } .number { text-align: right }
+figure { margin: 1em 0 } .sized { max-width: 100% } .sized svg { width: 100%; height: auto } a { margin-right: 1em }
+#vg-tooltip-element { position: fixed; visibility: hidden; padding: .5em; background: white; border: 1px solid #999 }
+#vg-tooltip-element.visible { visibility: visible } #vg-tooltip-element td { border: 0; padding: 0 .5em }
 """
 
 
@@ -2033,7 +2050,9 @@ def html_table(answer: Answer) -> str:
     """Title, shown table and notes as a part of a page; the best in bold."""
     head, rows = typeset(answer, html.escape, "<b>%</b>")
     kinds = ["" if left_aligned(answer, column) else " class=number" for column in answer.columns]
-    if "url" in answer.frame.columns and (at := [column.value for column in answer.columns].index("name")):
+    shown = [column.value for column in answer.columns]
+    if "url" in answer.frame.columns and "name" in shown:
+        at = shown.index("name")
         urls = [url if re.match("https?://", url or "") else "" for url in answer.frame["url"]]
         links = [
             f'<a href="{html.escape(url)}">{row[at]}</a>' if url else row[at]
@@ -2094,6 +2113,22 @@ def save(answer: Answer, path: Path) -> None:
 # Okabe and Ito's colours, told apart by people who do not see red and green alike; yellow, faint on paper, left out.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]  # for more groups than colours
+GREY = "#999"
+SHADES = ("#f7fbff", "#08306b")  # of a heat map, from the worst to the best
+CM = 72 / 2.54  # points; a point is Vega's pixel in .pdf, and 1/72 inch of every other picture
+COLUMN, PAGE, TALLEST = 8.5, 17.5, 23.0  # cm: a paper's column and page are as wide, and a page as high
+MOST = 80  # rows of a picture that can still be read on a page
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a picture is to look. Sizes of all in cm; for a draw_ function in points of what the axes frame."""
+
+    width: float | None = None  # None: as it comes
+    height: float | None = None
+    title: str | None = None  # None: the answer's caption
+    log: bool = False
+    band: bool = True
 
 
 def field_of(column: str) -> str:
@@ -2112,156 +2147,366 @@ def pointer(frame: pl.DataFrame) -> dict[str, object]:
     return {"tooltip": tips} | ({"href": "url:N"} if "url" in frame.columns else {})
 
 
-def scale(frame: pl.DataFrame, *columns: str) -> dict[str, object]:
-    """A scale that need not hold zero; logarithmic where all values are positive and span more than two decades."""
+def scale(look: Look, frame: pl.DataFrame, *columns: str, panel: str | None = None) -> dict[str, Any]:
+    """A scale that need not hold zero; logarithmic on demand, or where the values, all positive, span two decades."""
 
-    values = pl.concat(frame[column].cast(pl.Float64) for column in columns).drop_nulls()
-    if len(values) and values.min() > 0 and values.max() > 100 * values.min():
-        return {"type": "log", "nice": False}
-    return {"type": "linear", "zero": False}
+    ends = frame.group_by(panel or pl.lit(0)).agg(
+        pl.min_horizontal(*columns).min().alias("low"), pl.max_horizontal(*columns).max().alias("high")
+    )
+    low, wide = ends["low"].min() or 0, ends.select((pl.col("high") / pl.col("low")).max()).item() or 0
+    if look.log and low <= 0:
+        raise Stop(f"--log: {number(low)} has no logarithm. Leave it out (--where), or leave out --log.")
+    return {"type": "log", "nice": False} if look.log or (low > 0 and wide > 100) else {"type": "linear", "zero": False}
 
 
-def draw_top(frame: pl.DataFrame, metric: str) -> alt.Chart:
+def along(scale: dict[str, Any], title: str | None, count: int = 5) -> dict[str, Any]:
+    """Title, scale and ticks of the axis of a metric; on a logarithmic one at 1, 2 and 5 times the powers of ten."""
+    values = [digit * 10.0**power for power in range(-12, 13) for digit in (1, 2, 5)]
+    ticks = {"values": values} if scale["type"] == "log" else {"tickCount": count}
+    return {"title": title, "scale": scale, "axis": alt.Axis(**ticks)}
+
+
+def above(scale: dict[str, Any], low: pl.Expr, floor: pl.Expr) -> pl.Expr:
+    """The lower end of an interval, which on a logarithmic scale ends at `floor` where it would be negative."""
+    return pl.when(low.is_not_null()).then(pl.max_horizontal(low, floor)) if scale["type"] == "log" else low
+
+
+def rows_of(rows: Sequence[str], winners: Sequence[str], title: str | None, height: float, total: int = 0) -> alt.Y:
+    """The vertical axis: a row per label, in this order, the winners in bold; without a title it shows no labels."""
+
+    wins = {"condition": {"test": f"indexof({json.dumps(list(winners))}, datum.value) >= 0", "value": "bold"}}
+    size = min(7.5, 0.95 * height / len(rows))
+    axis = alt.Axis(labelFontWeight=wins | {"value": "normal"}, labelFontSize=size, labels=title is not None, grid=True)
+    more = f" (the first {len(rows)} of {total})" if total > len(rows) else ""
+    return alt.Y("_row:N", sort=list(rows), title=f"{title}{more}" if title else None, axis=axis)
+
+
+def legend(look: Look, texts: Sequence[str], **how: object) -> alt.Legend:
+    """A legend below the picture with as many columns as its width has room for, so that no text is cut."""
+
+    room = (look.width or 6 * CM) * 1.2 / (4.5 * max(map(len, texts)) + 24)
+    return alt.Legend(orient="bottom", columns=max(1, min(len(texts), int(room))), symbolOpacity=1, **how)
+
+
+def draw_top(frame: pl.DataFrame, metric: str, title: str, look: Look) -> alt.Chart:
     """The top runs as a dot plot, best on top; `frame` has `#`, `name`, `metric`, perhaps `arch` and `url`."""
 
-    frame = frame.select(c for c in ("#", "name", metric, "arch", "url") if c in frame.columns)
-    arch = {"color": alt.Color("arch:N", scale={"range": COLOURS})} if "arch" in frame.columns else {}
-    chart = alt.Chart(frame.with_columns(_row=label(["#", "name"], "  ")), width=420, height=alt.Step(20))
-    return chart.mark_circle(size=110, opacity=1).encode(
-        alt.X(f"{field_of(metric)}:Q", title=short(metric), scale=scale(frame, metric)),
-        alt.Y("_row:N", sort=None, title=None, axis={"grid": True}),
-        **arch,
-        **pointer(frame),
+    names = [cut(plain(name), 48) for name in frame["name"].head(MOST).fill_null("-")]
+    rows = [f"{i}  {name}" for i, name in enumerate(names, 1)]
+    frame = frame.head(MOST).with_columns(pl.Series("_row", rows, pl.String))
+    keep = [c for c in ("name", metric, "arch", "dataset", "url", "_row") if c in frame.columns]
+    width, height = look.width or 6 * CM, look.height or 16 * len(rows)
+    chart = alt.Chart(frame.select(keep), width=width, height=height).encode(
+        alt.X(f"{field_of(metric)}:Q", **along(scale(look, frame, metric), title)),
+        rows_of(rows, rows[:1], "", height),
+        shape=alt.condition(f"datum._row === {json.dumps(rows[0])}", alt.value("diamond"), alt.value("circle")),
+        size=alt.condition(f"datum._row === {json.dumps(rows[0])}", alt.value(110), alt.value(50)),
+        **pointer(frame.select(keep)),
     )
-
-
-def draw_groups(points: pl.DataFrame, by: list[str], metrics: list[str], order: list[str]) -> alt.HConcatChart:
-    """Every run as a point over the box of its group, one panel per metric; groups in the table's `order`."""
-
-    panels = []
-    for metric in metrics:
-        frame = labelled(points.with_columns(finite(metric)), by, "_group").filter(pl.col(metric).is_not_null())
-        # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
-        frame = frame.with_columns(_height=(pl.int_range(pl.len()).over("_group") * 0.618034) % 1 - 0.5)
-        chart = alt.Chart(frame.drop(m for m in metrics if m != metric), width=480 // len(metrics) + 60).encode(
-            alt.X(f"{field_of(metric)}:Q", title=short(metric), scale=scale(frame, metric)),
-            alt.Y("_group:N", sort=order, title=names(by) if metric == metrics[0] else None),
+    archs = frame["arch"].fill_null("-").unique().sort().to_list() if "arch" in frame.columns else []
+    if 1 < len(archs) <= len(COLOURS):
+        chart = chart.encode(
+            alt.Color("arch:N", scale={"domain": archs, "range": COLOURS}, legend=legend(look, archs, title=None))
         )
-        box = chart.mark_boxplot(outliers=False, size=22, color="#bbb", median={"color": "black"})
-        circle = chart.mark_circle(size=36, opacity=0.7, color=COLOURS[0])
-        height = alt.YOffset("_height:Q", scale={"domain": [-1, 1]})
-        panels.append((box + circle.encode(height, **pointer(frame))).properties(height=alt.Step(36)))
-    return alt.hconcat(*panels)
+    return chart.mark_point(filled=True, opacity=1, color=COLOURS[0])
 
 
-def draw_pivot(groups: pl.DataFrame, rows: list[str], cols: list[str], metric: str, descending: bool) -> alt.LayerChart:
-    """The pivot as a heat map with `mean ± std` and n in each cell; the best of each column in bold.
+def draw_groups(
+    points: pl.DataFrame, by: list[str], metrics: list[str], order: list[str], titles: list[str], look: Look
+) -> alt.TopLevelMixin:
+    """The runs of each group as points over their box, its mean as a diamond, one panel per metric, in this order."""
 
-    ≈ stands before what is `not_told_apart` from it, if `groups` has that column.
+    order, groups = order[:MOST], len(order)
+    panels = []
+    for metric, title in zip(metrics, titles, strict=True):
+        frame = labelled(points, by, "_row").with_columns(finite(metric)).filter(pl.col(metric).is_not_null())
+        frame = frame.filter(pl.col("_row").is_in(order)).drop(m for m in metrics if m != metric)
+        # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
+        frame = frame.with_columns(_height=(pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5)
+        means = frame.group_by("_row", maintain_order=True).agg(
+            pl.col(metric).mean().alias("mean"), pl.len().alias("n")
+        )
+        height = look.height or 24 * len(order)
+        x = along(scale(look, frame, metric), title, 5 if not metrics[1:] else 3)
+        chart = alt.Chart(frame, width=look.width / len(metrics) if look.width else 5 * CM, height=height).encode(
+            alt.X(f"{field_of(metric)}:Q", **x),
+            rows_of(order, order[:1], names(by) if metric == metrics[0] else None, height, groups),
+        )
+        size = min(16.0, 0.6 * height / len(order))
+        box = chart.mark_boxplot(outliers=False, size=size, color="#ccc", median={"color": "#666"})
+        mean = alt.Chart(means).encode(alt.X("mean:Q", **x), chart.encoding.y, **pointer(means))
+        mark = {"shape": "diamond", "filled": True, "size": 5 * size, "opacity": 1}
+        winner = alt.condition(f"datum._row === {json.dumps(order[0])}", alt.value(COLOURS[1]), alt.value(COLOURS[-1]))
+        layers = [box, mean.mark_point(**mark).encode(color=winner)]
+        if frame.height <= 5000:  # more would hide the boxes, and not open in a browser
+            spread = alt.YOffset("_height:Q", scale={"domain": [-1, 1]})
+            layers.insert(
+                1, chart.mark_circle(size=size, opacity=0.6, color=COLOURS[0]).encode(spread, **pointer(frame))
+            )
+        panels.append(alt.layer(*layers))
+    return alt.hconcat(*panels, spacing=10) if panels[1:] else panels[0]
+
+
+def inks(depths: pl.Series) -> pl.Series:
+    """The colour of the text on each shade of `SHADES`, 0 to 1: the one with more contrast (4.5 or above, WCAG 2)."""
+
+    low, high = ([int(shade[i : i + 2], 16) / 255 for i in (1, 3, 5)] for shade in SHADES)
+    parts = [a + (b - a) * depths for a, b in zip(low, high, strict=True)]
+    light = sum(w * (((part + 0.055) / 1.055) ** 2.4) for w, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+    return pl.select(pl.when(light > 0.179).then(pl.lit("black")).otherwise(pl.lit("white"))).to_series()
+
+
+def draw_pivot(
+    groups: pl.DataFrame, rows: list[str], cols: list[str], title: str, descending: bool, look: Look
+) -> alt.LayerChart:
+    """The pivot as a heat map, dark is good; each cell says its mean, std and n as far as they can be read in it.
+
+    The best of each column is framed and bold; ≈ stands before what is `not_told_apart` from it, if `groups` says so.
     """
 
     mean = pl.col("mean")
-    frame = groups.drop_nulls("mean")
-    frame = labelled(labelled(frame, rows, "_row"), cols, "_col")
+    frame = labelled(labelled(groups, rows, "_row"), cols, "_col").drop_nulls("mean")
     near = pl.col("not_told_apart") if "not_told_apart" in frame.columns else pl.lit(False)
-    colours = scale(frame, "mean")
+    across, down = labels(groups, cols), labels(groups, rows)
+    colours = scale(look, frame, "mean")
     depth = mean.log() if colours["type"] == "log" else mean
+    depth = ((depth - depth.min()) / (depth.max() - depth.min())).fill_nan(0.5)
     frame = frame.select(
         *("mean", "std", "n", "_row", "_col"),
         _near=pl.when(near).then(pl.lit("≈ ")).otherwise(pl.lit("")),
         _best=mean == (mean.max() if descending else mean.min()).over(cols),
-        _dark=(depth - depth.min()) / (depth.max() - depth.min()) > 0.55,
+        _depth=depth if descending else 1 - depth,
     )
+    width, height = look.width or 66 * len(across), look.height or 26 * len(down)
+    each, high = width / len(across), height / len(down)
     values = frame.select("_near", "mean", "std").rows()
     texts = [near + (number(m) if s is None else with_error(m, s)) for near, m, s in values]
-    frame = frame.with_columns(pl.Series("_text", texts, pl.String), _n=pl.concat_str(pl.lit("n="), "n"))
-    width = max([130, *(9 * len(text) for text in texts)])
-    cell = alt.Chart(frame, width=alt.Step(width), height=alt.Step(44)).encode(
-        alt.X("_col:N", sort=labels(groups, cols), title=names(cols), axis={"orient": "top", "labelAngle": 0}),
-        alt.Y("_row:N", sort=labels(groups, rows), title=names(rows)),
+    lines = [(text, f"n={n}") for text, n in zip(texts, frame["n"], strict=True)]
+    if each < 3.9 * max(map(len, texts)):  # not in one line that can be read: the std goes below
+        lines = [(a.replace("(", ""), f"± {b}" if b else "") for a, _, b in (text.partition(" ± ") for text in texts)]
+    size = min(8.0, each / (0.56 * max(len(line) for pair in lines for line in pair)))
+    frame = frame.with_columns(
+        inks(frame["_depth"]).alias("_ink"),
+        *(
+            pl.Series(name, texts, pl.String)
+            for name, texts in zip(("_upper", "_lower"), zip(*lines, strict=True), strict=True)
+        ),
     )
-    shade = alt.Color("mean:Q", title=f"mean {short(metric)}", scale={"scheme": "blues", **colours})
-    ink = cell.encode(color=alt.condition("datum._dark", alt.value("white"), alt.value("black")))
-    return (
-        cell.mark_rect(stroke="white").encode(shade, **pointer(frame))
-        + ink.transform_filter("!datum._best").mark_text(dy=-7).encode(text="_text:N")
-        + ink.transform_filter("datum._best").mark_text(dy=-7, fontWeight="bold").encode(text="_text:N")
-        + ink.mark_text(dy=9, fontSize=10).encode(text="_n:N")
+    cell = alt.Chart(frame, width=width, height=height).encode(
+        alt.X(
+            "_col:N",
+            sort=across,
+            title=names(cols),
+            axis={"orient": "top", "labelAngle": 0 if each > 60 else -40, "labelOverlap": False},
+        ),
+        alt.Y("_row:N", sort=down, title=names(rows)),
     )
+    colours |= {"range": SHADES if descending else SHADES[::-1], "interpolate": "rgb"}
+    bar = {"orient": "bottom", "gradientLength": 110, "gradientThickness": 8, "titleLimit": 0}
+    shade = alt.Color("mean:Q", title=title, scale={**colours, "nice": False}, legend=bar)
+    layers = [cell.mark_rect(stroke="white").encode(shade, **pointer(frame))]
+    layers.append(cell.transform_filter("datum._best").mark_rect(filled=False, stroke=COLOURS[-1], strokeWidth=1.2))
+    two = high > 2.2 * size
+    for name, dy in (("_upper", -0.6 * size if two else 0), ("_lower", 0.6 * size))[: 1 + two] if size >= 3.5 else ():
+        for test, weight in (("datum._best", "bold"), ("!datum._best", "normal")):
+            words = cell.transform_filter(test).encode(text=f"{name}:N", color=alt.Color("_ink:N", scale=None))
+            layers.append(words.mark_text(dy=dy, fontSize=size, fontWeight=weight))
+    return alt.layer(*layers).resolve_scale(color="independent")
 
 
-def draw_best(chosen: pl.DataFrame, dims: list[str], metric: str) -> alt.LayerChart:
-    """The honest comparison: the chosen configuration with its interval over median and range of all of them.
+def draw_best(
+    chosen: pl.DataFrame, rows: list[str], cols: list[str], title: str, descending: bool, look: Look
+) -> alt.TopLevelMixin:
+    """The honest comparison, one panel per value of `cols`: each chosen configuration's mean under its interval.
 
-    ≈ stands before what is not told apart from the best.
+    Behind both stand median and range of all configurations. Rows are ordered by their mean rank over the panels.
     """
 
-    best, every = "best configuration, 95 % interval", "all configurations, median and range"
-    near = pl.when("not_told_apart").then(pl.lit("≈ ")).otherwise(pl.lit(""))
-    frame = labelled(chosen, dims, "_row").with_columns(
-        _row=pl.concat_str(near, "_row"), _best=pl.lit(best), _every=pl.lit(every)
+    winner, near, other = "the best", "≈ not told apart from it", "the others"
+    every = "all configurations: median, range"
+    frame = labelled(chosen.drop("values", "seeds"), rows or cols, "_row")
+    frame = labelled(frame, cols, "_col") if rows and cols else frame.with_columns(_col=pl.lit(""))
+    best = pl.col("mean").max() if descending else pl.col("mean").min()
+    frame = frame.with_columns(
+        _what=pl.when(pl.col("mean") == best.over("_col"))
+        .then(pl.lit(winner))
+        .otherwise(pl.when("not_told_apart").then(pl.lit(near)).otherwise(pl.lit(other))),
+        _rank=pl.col("mean").rank(descending=descending).over("_col"),
+        _every=pl.lit(every),
     )
-    chart = alt.Chart(frame, width=460, height=alt.Step(30)).encode(
-        alt.Y("_row:N", sort=None, title=names(dims)), **pointer(frame)
-    )
-    legend = {
-        "scale": {"domain": [best, every], "range": [COLOURS[1], "#999"]},
-        "legend": {"title": None, "orient": "bottom", "symbolOpacity": 1},
-    }
-    red, grey = alt.Color("_best:N", **legend), alt.Color("_every:N", **legend)
+    down = frame.group_by("_row", maintain_order=True).agg(pl.col("_rank").mean()).sort("_rank", maintain_order=True)
+    down = down["_row"].head(MOST).to_list()
+    x = scale(look, frame, "mean", "min", "max", panel="_col")
+    low = above(x, pl.col("ci_low"), pl.col("min").min().over("_col"))
+    frame = frame.with_columns(_low=low.fill_null(pl.col("mean")), _high=pl.col("ci_high").fill_null(pl.col("mean")))
+    panels = labels(chosen, cols) if rows and cols else [""]
+    beside, below = grid(panels)
+    width = look.width / beside if look.width else (5.5 if beside == 1 else 4) * CM
+    height = (look.height or 14 * len(down) * below) / below
+    size = min(40.0, 3 * height / len(down))
+    title = f"{title}: mean, 95 % interval"
 
-    def x(field: str) -> alt.X:
-        return alt.X(f"{field}:Q", title=short(metric), scale=scale(frame, "mean", "min", "max", "ci_low", "ci_high"))
+    def at(field: str) -> alt.X:
+        return alt.X(f"{field}:Q", **along(x, None if panels[1:] else title, 3 if panels[1:] else 5))
 
-    return (
-        chart.mark_rule(strokeWidth=7, opacity=0.35).encode(x("min"), alt.X2("max"), grey)
-        + chart.mark_tick(thickness=3, size=16).encode(x("median"), grey)
-        + chart.mark_rule(strokeWidth=2).encode(x("ci_low"), alt.X2("ci_high"), red)
-        + chart.mark_point(filled=True, size=45, opacity=1).encode(x("mean"), red)
-    )
+    def colour(field: str) -> alt.Color:
+        what = [winner, near, other, every]
+        domain = {"domain": what, "range": [COLOURS[1], COLOURS[5], COLOURS[0], "#bbb"]}
+        return alt.Color(f"{field}:N", scale=domain, legend=legend(look, what, title=None))
+
+    shape = alt.condition(f"datum._what === {json.dumps(winner)}", alt.value("diamond"), alt.value("circle"))
+    axis = rows_of(down, [] if panels[1:] else down[:1], names(rows or cols), height, frame["_row"].n_unique())
+    chart = alt.Chart().encode(axis, **pointer(frame))
+    layers = [
+        chart.mark_rule(strokeWidth=size / 8, opacity=0.6).encode(at("min"), alt.X2("max"), colour("_every")),
+        chart.mark_tick(thickness=2, size=size / 3).encode(at("median"), colour("_every")),
+    ][: 2 * look.band]
+    dot = chart.mark_point(filled=True, opacity=1, size=size)
+    layers.append(dot.encode(at("mean"), colour("_what"), shape=shape))
+    layers.append(chart.mark_rule(strokeWidth=1, color=COLOURS[-1]).encode(at("_low"), alt.X2("_high")))
+    shown = frame.filter(pl.col("_row").is_in(down))
+    made = alt.layer(*layers, data=shown).properties(width=width, height=height)
+    if not panels[1:]:
+        return made
+    facet = alt.Facet("_col:N", sort=panels, title=title, header=alt.Header(labelFontWeight="bold"))
+    return made.facet(facet, columns=beside, spacing=8).resolve_scale(x="independent")
 
 
-def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, y: str) -> alt.LayerChart:
-    """Learning curves: the mean of each group as a line, mean ± std as a band."""
+def grid(panels: Sequence[str]) -> tuple[int, int]:
+    """How many panels stand beside each other, and how many below."""
+    beside = next(most for most, upto in ((1, 1), (2, 2), (3, 6), (4, 12), (5, len(panels))) if len(panels) <= upto)
+    return beside, -(-len(panels) // beside)
 
+
+def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look: Look) -> alt.TopLevelMixin:
+    """Learning curves: the mean of each group as a line, mean ± std as a band; many of several columns in panels."""
+
+    lines, panels, by = labels(stats, groups), [""], groups
+    if len(lines) > 2 * len(COLOURS) and groups[1:]:
+        by, panels, lines = groups[:-1], labels(stats, groups[-1:]), labels(stats, groups[:-1])
     mean, std = pl.col("mean"), pl.col("std")
-    frame = labelled(stats, groups).sort("_x")
-    frame = frame.select("mean", "std", "n", x="_x", group="_label", _low=mean - std, _high=mean + std)
-    lines = labels(stats, groups)
+    y = scale(look, stats, "mean")
+    frame = labelled(labelled(stats, by, "group"), groups[-1:], "_col").sort("_x")
+    frame = frame.select("mean", "std", "n", "group", "_col", x="_x", _low=mean - std, _high=mean + std)
+    frame = frame.with_columns(_low=above(y, pl.col("_low"), mean.min()))
+    beside, below = grid(panels)
+    width = look.width / beside if look.width else (6 if len(lines) <= len(COLOURS) else 12) / beside * CM
+    height = (look.height or (4.5 if beside == 1 else 3.2 * below) * CM) / below
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
     dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(lines))]
-    shown = {"title": names(groups), "legend": {"symbolOpacity": 1, "symbolType": "stroke", "symbolStrokeWidth": 3}}
-    chart = alt.Chart(frame, width=560, height=340).encode(
-        alt.X("x:Q", title=x, scale={"nice": False}),
-        alt.Color("group:N", scale={"domain": lines, "range": colours}, **shown),
+    strokes = legend(look, lines, title=names(by), symbolType="stroke", symbolSize=200) if lines[1:] else None
+    chart = alt.Chart().encode(
+        alt.X("x:Q", title=x, scale={"nice": False}, axis=alt.Axis(tickCount=4)),
+        alt.Color("group:N", scale={"domain": lines, "range": colours}, legend=strokes),
     )
-    dash = alt.StrokeDash("group:N", scale={"domain": lines, "range": dashes}, **shown)
-    band = chart.mark_area(opacity=0.18).encode(alt.Y("_low:Q", title=y, scale={"zero": False}), alt.Y2("_high"))
-    return band + chart.mark_line(strokeWidth=2).encode(alt.Y("mean:Q", title=y), dash, **pointer(frame))
+    dash = alt.StrokeDash("group:N", scale={"domain": lines, "range": dashes}, legend=strokes)
+    band = chart.mark_area(opacity=0.18).encode(alt.Y("_low:Q", **along(y, title)), alt.Y2("_high"))
+    line = chart.mark_line(strokeWidth=1.5).encode(alt.Y("mean:Q", **along(y, title)), dash, **pointer(frame))
+    banded = look.band and len(lines) <= len(COLOURS)  # more would hide the lines
+    made = alt.layer(*[band, line][not banded :], data=frame).properties(width=width, height=height)
+    if not panels[1:]:
+        return made
+    facet = alt.Facet("_col:N", sort=panels, title=None, header=alt.Header(labelFontWeight="bold"))
+    return made.facet(facet, columns=beside, spacing=8)
 
 
-def plot(answer: Answer, path: Path) -> None:
-    """Draw the answer to a file: .html (interactive, all of Vega inlined, no network needed), .png, .svg or .pdf."""
+def shown_plainly(spec: Any) -> Any:
+    """A specification whose every text went through `plain`, and whose links lead to web pages.
+
+    Some control characters, and addresses that Vega finds unsafe, end its drawing and with it Python.
+    """
+    if isinstance(spec, dict):
+        web = {key: value for key, value in spec.items() if key != "url" or re.match("https?://", str(value))}
+        return {plain(key): shown_plainly(value) for key, value in web.items()}
+    if isinstance(spec, list):
+        return [shown_plainly(value) for value in spec]
+    return plain(spec) if isinstance(spec, str) else spec
+
+
+def inside(spec: dict[str, Any]) -> tuple[float, float]:
+    """Width and height in points of what the axes of a specification frame, all of its panels together."""
+    beside, below, panel = 1, 1, spec
+    if "facet" in spec:
+        beside, panel = spec["columns"], spec["spec"]
+        below = -(-len(spec["facet"]["sort"]) // beside)
+    elif "hconcat" in spec:
+        beside, panel = len(spec["hconcat"]), spec["hconcat"][0]
+    size = panel if "width" in panel else panel["layer"][0]
+    return size["width"] * beside, size["height"] * below
+
+
+def picture(answer: Answer, look: Look) -> tuple[dict[str, Any], str]:
+    """The answer as a Vega-Lite specification and as SVG, of the size that `look` asks for or one that fits a page.
+
+    Only the drawing knows the room that axes, titles and legends take: it is drawn as it comes, which says whether it
+    fits a column or needs the page, and again into the room that they leave. `usermeta` holds the width in points.
+    """
 
     assert answer.draw is not None
     alt.data_transformers.disable_max_rows()
-    chart = answer.draw().properties(title=alt.Title(textwrap.wrap(answer.title, 80), anchor="start", offset=12))
-    chart = chart.configure_axis(labelFontSize=12, titleFontSize=13, labelLimit=420, gridColor="#eee")
-    chart = chart.configure_legend(labelFontSize=12, titleFontSize=12, labelLimit=320)
-    chart = chart.configure_text(fontSize=12).configure_view(stroke=None).configure_title(fontSize=14)
-    chart = chart.configure_axisX(labelFlush=False, labelOverlap=True, tickCount=8)
-    how = {"inline": True, "embed_options": EMBED} if path.suffix.lower() == ".html" else {"ppi": 200}
-    buffer = io.BytesIO() if path.suffix.lower() in (".png", ".pdf") else io.StringIO()
-    chart.save(buffer, format=path.suffix.lower()[1:], **how)
-    write(path, buffer.getvalue() if isinstance(buffer, io.BytesIO) else buffer.getvalue().encode())
+    version = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
+    title = plain(answer.caption if look.title is None else look.title)
+
+    def drawn(width: float | None, height: float | None, room: float) -> tuple[dict[str, Any], str, float, float]:
+        chart = answer.draw(replace(look, width=width, height=height))
+        if title:
+            lines = textwrap.wrap(title, int(room / 4.9))
+            chart = chart.properties(title=alt.Title(lines, anchor="start", frame="bounds", offset=8))
+        chart = chart.configure(font="Liberation Sans, Arial, Helvetica, sans-serif", padding=3)
+        chart = chart.configure_axis(labelFontSize=7.5, titleFontSize=8, labelLimit=0.45 * room, gridColor="#eee")
+        chart = chart.configure_legend(
+            labelFontSize=7.5, titleFontSize=8, labelLimit=0, titleLimit=0, symbolSize=40, offset=8
+        )
+        chart = chart.configure_header(labelFontSize=8, titleFontSize=8).configure_title(fontSize=9.5)
+        chart = chart.configure_view(stroke=None)
+        chart = chart.configure_axisX(labelFlush=False, labelOverlap=True, labelSeparation=4)
+        spec = shown_plainly(chart.to_dict())
+        svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
+        size = re.search(r'width="([\d.]+)" height="([\d.]+)"', svg)
+        assert size
+        return spec, svg, float(size[1]), float(size[2])
+
+    spec, svg, wide, high = drawn(None, None, PAGE * CM)
+    width = CM * (look.width or (COLUMN if wide <= COLUMN * CM else PAGE))
+    height = CM * look.height if look.height else TALLEST * CM if high > TALLEST * CM else None
+    for _ in range(3):
+        if abs(wide - width) < 2 and (height is None or abs(high - height) < 2):
+            break
+        inner, tall = inside(spec)
+        taller = height and max(20.0, tall + height - high)
+        spec, svg, wide, high = drawn(max(30.0, inner + width - wide), taller, width)
+    return spec | {"usermeta": {"width": wide}}, svg
 
 
-# The menu of an interactive picture: save it, but no links to web pages; a click on a run opens W&B in a new tab.
-EMBED = {
-    "renderer": "svg",
-    "actions": {"export": True, "source": False, "compiled": False, "editor": False},
-    "loader": {"target": "_blank"},
+def figure(title: str, spec: dict[str, Any]) -> str:
+    """A picture as a part of a page, whose script draws it; `title` is its alternative text."""
+    text = json.dumps(spec | {"description": plain(title)}).replace("<", r"\u003c")  # no text can end the element
+    width = f' class=sized style="width:{spec["usermeta"]["width"]:.0f}pt"' if "usermeta" in spec else ""
+    return f'<figure><div{width}></div><script type="application/json">{text}</script></figure>\n'
+
+
+# Without eval, which the page's policy does not allow; a click on a run opens W&B in a new tab.
+PLOT_SCRIPT = """
+for (const figure of document.querySelectorAll("figure")) {
+  const spec = JSON.parse(figure.querySelector("script").textContent), loader = { target: "_blank" };
+  const how = { renderer: "svg", ast: true, defaultStyle: false, loader, tooltip: { disableDefaultStyle: true } };
+  const actions = { export: true, source: false, compiled: false, editor: false };
+  vegaEmbed(figure.querySelector("div"), spec, { ...how, actions }).catch(console.error);
 }
+"""
+
+
+def plot(answer: Answer, path: Path, look: Look) -> None:
+    """Draw the answer to a file: .html (interactive, all of Vega inlined, no network needed), .png, .svg or .pdf."""
+    spec, svg = picture(answer, look)
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        script = vl_convert.javascript_bundle() + PLOT_SCRIPT
+        write(path, page(answer.caption, figure(answer.caption, spec), script).encode())
+    elif suffix == ".svg":
+        write(path, re.sub(r'width="([\d.]+)" height="([\d.]+)"', r'width="\1pt" height="\2pt"', svg, count=1).encode())
+    else:
+        write(path, vl_convert.svg_to_pdf(svg) if suffix == ".pdf" else vl_convert.svg_to_png(svg, ppi=300))
 
 
 # The report -----------------------------------------------------------------------------------------------------------
@@ -2284,11 +2529,11 @@ def projects(runs: Runs) -> Answer:
         f"{points.height} runs, {number(frame['hours'].sum())} hours",
         frame,
         [Column(c, c, key=c in by) for c in frame.columns],
-        draw=lambda: draw_weeks(weeks.select("week", "runs", project=label(by))),
+        draw=lambda look: draw_weeks(weeks.select("week", "runs", project=label(by)), look),
     )
 
 
-def draw_weeks(weeks: pl.DataFrame) -> alt.Chart:
+def draw_weeks(weeks: pl.DataFrame, look: Look) -> alt.Chart:
     """Runs per week as bars, stacked by project where there are few; the week is that from its Monday on, UTC."""
 
     few = weeks["project"].n_unique() <= len(COLOURS)
@@ -2296,9 +2541,14 @@ def draw_weeks(weeks: pl.DataFrame) -> alt.Chart:
     top = pl.col("runs").cum_sum().over("week")
     frame = frame.with_columns(_until=pl.col("week") + pl.duration(days=6), _top=top, _low=top - pl.col("runs"))
     x = alt.X("week:T", title="runs per week", scale={"type": "utc"})
-    chart = alt.Chart(frame.with_columns(pl.col("week", "_until").cast(pl.String)), width=600, height=120).mark_bar()
+    frame = frame.with_columns(pl.col("week", "_until").cast(pl.String))
+    chart = alt.Chart(frame, width=look.width or 12 * CM, height=look.height or 3 * CM).mark_bar()
     chart = chart.encode(x, alt.X2("_until"), alt.Y("_low:Q", title="runs"), alt.Y2("_top"), **pointer(frame))
-    return chart.encode(alt.Color("project:N", scale={"range": COLOURS})) if few else chart
+    if not few:
+        return chart
+    projects = frame["project"].unique().sort().to_list()
+    domain = {"domain": projects, "range": COLOURS}
+    return chart.encode(alt.Color("project:N", scale=domain, legend=legend(look, projects, title=None)))
 
 
 def varied(runs: Runs) -> Answer:
@@ -2332,7 +2582,7 @@ def draw_along(points: pl.DataFrame, column: str, metric: str) -> alt.LayerChart
     means = frame.group_by(column, maintain_order=True).agg(pl.col(metric).mean(), pl.len().alias("n"))
     title = short(column)
     if numbers := frame[column].dtype.is_numeric():
-        how: dict[str, object] = {"scale": scale(frame, column)}
+        how: dict[str, object] = {"scale": scale(Look(), frame, column)}
     else:  # names read better as rows
         title += f", 20 of {means.height} values" if means.height > 20 else ""
         means = means.top_k(20, by="n").sort(column)
@@ -2340,8 +2590,11 @@ def draw_along(points: pl.DataFrame, column: str, metric: str) -> alt.LayerChart
         middle = "slice(datum.label, 0, 10) + '…' + slice(datum.label, -11)"
         how = {"axis": {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}}
     frame, means = (part.gather_every(-(-part.height // THINNED)) for part in (frame, means))
+    alt.data_transformers.disable_max_rows()
     along = (alt.X if numbers else alt.Y)(f"{field_of(column)}:{'Q' if numbers else 'N'}", title=None, **how)
-    value = (alt.Y if numbers else alt.X)(f"{field_of(metric)}:Q", title=short(metric), scale=scale(frame, metric))
+    value = (alt.Y if numbers else alt.X)(
+        f"{field_of(metric)}:Q", title=short(metric), scale=scale(Look(), frame, metric)
+    )
     dots = alt.Chart(frame, width=220, height=180 if numbers else alt.Step(20)).mark_circle(color=COLOURS[0])
     mean = alt.Chart(means).encode(along, value, **pointer(means))
     mean = mean.mark_line(point=True, color=COLOURS[1]) if numbers else mean.mark_tick(thickness=3, color=COLOURS[1])
@@ -2374,17 +2627,19 @@ def heard(said: dict[str, None]) -> Iterator[None]:
                 say(notice)
 
 
-def figure(title: str, chart: alt.TopLevelMixin) -> str:
-    """A picture in the page's ink, which `REPORT_SCRIPT` draws; `title` is its alternative text."""
+def inked(spec: dict[str, Any]) -> dict[str, Any]:
+    """A specification in the ink of its page, be that dark on light or light on dark."""
 
-    alt.data_transformers.disable_max_rows()
-    ink = {"labelColor": "currentColor", "titleColor": "currentColor", "labelLimit": 300, "titleLimit": 400}
+    limits, ink = {"labelLimit": 300, "titleLimit": 400}, {"labelColor": "currentColor", "titleColor": "currentColor"}
     lines = {"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"}
-    spec = chart.to_dict() | {"description": plain(title), "background": None}
-    spec["config"] = {"axis": ink | lines, "legend": ink, "header": ink, "title": {"color": "currentColor"}}
-    spec["config"] |= {"view": {"stroke": None}}
-    text = json.dumps(spec).replace("<", r"\u003c").replace(f'"{COLOURS[-1]}"', '"currentColor"')
-    return f'<figure><div></div><script type="application/json">{text}</script></figure>\n'
+    parts = {"axis": ink | lines, "legend": ink, "header": ink, "title": {"color": "currentColor"}}
+    config = spec.get("config", {})
+    config |= {
+        name: (limits if "labelColor" in new else {}) | config.get(name, {}) | new for name, new in parts.items()
+    }
+    config["view"] = {"stroke": None}
+    text = json.dumps(spec | {"background": None, "config": config})
+    return json.loads(text.replace(f'"{COLOURS[-1]}"', '"currentColor"'))
 
 
 def part(answer: Answer | Stop) -> str:
@@ -2395,11 +2650,11 @@ def part(answer: Answer | Stop) -> str:
     name = re.sub(r"\W+", "_", answer.title)[:100]
     data = base64.b64encode(unnested(answer.frame).write_csv().encode()).decode()
     link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
-    picture = figure(answer.title, answer.draw()) if answer.draw else ""
+    drawn = figure(answer.title, inked(picture(answer, Look(title=""))[0])) if answer.draw else ""
     few = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
     shown = answer if few is None else replace(answer, frame=answer.frame[few])
     closing = part(answer.closing) if answer.closing else ""
-    return f"<div class=table>{html_table(shown)}</div>\n{link}{picture}{closing}"
+    return f"<div class=table>{html_table(shown)}</div>\n{link}{drawn}{closing}"
 
 
 def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, None]) -> str:
@@ -2454,7 +2709,9 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     if isinstance(matters, Answer):
         strongest = matters.frame["column"].head(3).to_list()
         points = take(runs, [*strongest, metric, *(c for c in ("name", "url") if c in runs.schema)])
-        along = "".join(figure(f"{metric} along {c}", draw_along(points, c, metric)) for c in strongest)
+        along = "".join(
+            figure(f"{metric} along {c}", inked(draw_along(points, c, metric).to_dict())) for c in strongest
+        )
         if points.height > THINNED:
             along += f"<p>{THINNED} of {points.height} runs are drawn; the means are of all.</p>"
 
@@ -2493,6 +2750,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
 h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
 .table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
+.sized { max-width: 100% } .sized svg { width: 100%; height: auto }
 .table p { margin: 0 } code { overflow-wrap: anywhere } .number { text-align: right; white-space: nowrap }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .5em }
 th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
@@ -2587,6 +2845,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def centimetres(text: str) -> float:
+    """An argument type: a length from 2 to 100 cm."""
+    if not re.fullmatch(r"\d+\.?\d*", text.strip()) or not 2 <= float(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length from 2 to 100 cm")
+    return float(text)
+
+
 def weight(text: str) -> float:
     """An argument type: a weight from 0 up to, but not, 1."""
     try:
@@ -2651,11 +2916,18 @@ def parser() -> argparse.ArgumentParser:
     out = made.add_argument_group("where to").add_argument
     out("-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown: {' '.join(SAVED)}")
     out("-p", "--plot", type=file_of(DRAWN), metavar="FILE", help=f"draw it: {' '.join(DRAWN)}")
+    out("--title", metavar="TEXT", help="the picture's title; '' for none")
+    sizes = f"the picture's width (default: {COLUMN} or {PAGE}, a column or the page)"
+    out("--width", type=centimetres, metavar="CM", help=sizes)
+    out("--height", type=centimetres, metavar="CM", help=f"its height (default: as it comes, up to {TALLEST:g})")
+    out("--log", action="store_true", help="a logarithmic axis (default: where values span two decades)")
+    out("--no-band", action="store_true", help="no bands around curves, no ranges of --best-by")
     out("--report", type=file_of((".html",)), metavar="FILE", help="all questions on one page: .html")
     out("--json", action="store_true", help="print it as JSON instead of a table")
     return made
 
 
+LOOKS = ("--title", "--width", "--height", "--log", "--no-band")  # of --plot
 QUESTIONS = ("--schema", "--sql", "--curves", "--importance", "--best-by", "--pivot", "--group-by", "--top")
 # Of each option that not all questions take: those that do, and how an error names them.
 GOES_WITH: dict[str, tuple[tuple[str, ...], str]] = {
@@ -2667,6 +2939,7 @@ GOES_WITH: dict[str, tuple[tuple[str, ...], str]] = {
     "--over": (("--best-by",), "--best-by"),
     "--ignore": (("--best-by",), "--best-by"),
     "--config": (("--best-by",), "--best-by"),
+    "--no-band": (("--curves", "--best-by"), "--curves or --best-by"),
     "--x": (("--curves",), "--curves"),
     "--smooth": (("--curves",), "--curves"),
     "--top": (("--top", "--group-by", "--best-by", "--importance", "--sql"), "a list"),
@@ -2677,7 +2950,8 @@ def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
     """End with a usage error when options ask two questions at once, or belong to a question that is not asked."""
     given = {f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value}
     if "--report" in given:
-        single = {"--metrics", "--match", "--output", "--plot", "--json", *QUESTIONS} - {"--best-by", "--group-by"}
+        single = {"--metrics", "--match", "--output", "--plot", "--json", *LOOKS, *QUESTIONS}
+        single -= {"--best-by", "--group-by"}
         if others := sorted(given & single):
             made.error(f"--report asks every question and writes a page of its own; leave out {', '.join(others)}")
         return
@@ -2688,6 +2962,8 @@ def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
         asked = [q for q in asked if q != "--group-by" and (asked[0], q) != ("--best-by", "--pivot")]
     if asked[1:]:
         made.error(f"{' and '.join(asked)} are separate questions; ask one at a time")
+    if (looks := given.intersection(LOOKS)) and "--plot" not in given:
+        made.error(f"{', '.join(sorted(looks))}: goes with --plot")
     for option, (questions, words) in GOES_WITH.items():
         if option in given and (asked or ["--top"])[0] not in questions:
             made.error(f"{option} goes with {words}")
@@ -2752,8 +3028,6 @@ def questioned(runs: Runs, args: argparse.Namespace) -> Runs:
 
 def main() -> int:
     """Parse the arguments, answer one question, print, save or draw the answer; returns the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without ± is no reason to end
     made = parser()
     args = made.parse_args()
     check(args, made)
@@ -2775,7 +3049,7 @@ def main() -> int:
     if args.output:
         save(answer, args.output)
     if args.plot:
-        plot(answer, args.plot)
+        plot(answer, args.plot, Look(args.width, args.height, args.title, args.log, not args.no_band))
     if args.json:
         print(answer.frame.write_json())
     else:
