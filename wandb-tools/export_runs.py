@@ -868,27 +868,29 @@ class Stored:
         except (ValueError, OSError) as error:
             raise Damaged(self.path, error) from None
 
-    def group(self, row: int) -> tuple[int, pa.Table]:
-        """The row group that holds a row, and its first row's number. The last one is kept: merges read in order."""
+    def group(self, row: int, columns: list[str] | None = None) -> tuple[int, pa.Table]:
+        """The row group that holds a row, and its first row's number. The last whole one is kept: merges go in order."""
         number = bisect_right(self.starts, row) - 1
+        if columns:
+            return self.starts[number], self.read(columns, number)
         if self.cached is None or self.cached[0] != self.starts[number]:
             self.cached = self.starts[number], self.read(group=number)
         return self.cached
 
-    def take(self, rows: Sequence[int]) -> pa.Table:
+    def take(self, rows: Sequence[int], columns: list[str] | None = None) -> pa.Table:
         """The rows with these numbers, ascending."""
         import pyarrow as pa
 
         pieces = []
         for _, some in itertools.groupby(rows, key=lambda row: bisect_right(self.starts, row)):
             picked = list(some)
-            start, table = self.group(picked[0])
+            start, table = self.group(picked[0], columns)
             if picked[-1] - picked[0] + 1 == len(picked):
                 pieces.append(table.slice(picked[0] - start, len(picked)))
             else:
                 pieces.append(table.take([row - start for row in picked]))
-        if rows and rows[-1] + 1 in self.starts:
-            self.cached = None  # its last row: the merge will not come back
+        if rows[-1] + 1 == self.starts[-1]:
+            self.cached = None  # the merge will not come back
         return pa.concat_tables(pieces)
 
 
@@ -924,8 +926,9 @@ class Runs(Stored):
     def count_kinds(self, rows: set[int]) -> dict[Key, Counter[str]]:
         """How many values of which kind each key has in these rows: all that there are, less those of the others."""
         left = {key: kinds.copy() for key, kinds in self.kinds.items()}
+        needed = ["_config_json", *(column for key, column in self.columns.items() if key[0] != "config")]
         for block in batched([row for row in range(len(self.prints)) if row not in rows], BLOCK):
-            table = self.take(block)
+            table = self.take(block, needed)
             configs = self.configs(table)
             for key, column in self.columns.items():
                 if key[0] != "config":
@@ -981,9 +984,9 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
             if key[0] != "system" or project.args.system_metrics:
                 kinds.setdefault(key, Counter()).update(counts)
     columns = name_columns(kinds)
+    typed = [(column, pa.type_for_alias(column_type(kinds[key]))) for key, column in columns.items()]
     fields: list[tuple[str, Any]] = []
     for name, kind in fixed_schema().items():
-        typed = [(column, pa.type_for_alias(column_type(kinds[key]))) for key, column in columns.items()]
         fields += typed if name == "*" else [(name, kind)]
     schema = pa.schema(fields, metadata=runs_footer(project, kinds))
     small = [name for name in schema.names if not name.endswith("_json")]
