@@ -2695,8 +2695,9 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
     select = args.best_by or (metric if isinstance(metric, Stop) else told(validation_metric, runs, metric))
 
-    if not by:
-        comparison = part(Stop("no column that tells methods apart differs. Name one with --group-by."))
+    if isinstance(metric, Stop) or not by:
+        none = Stop("no column that tells methods apart differs. Name one with --group-by.")
+        comparison = part(none if by == [] else metric)
     else:
         cell = select if isinstance(select, Stop) else ask(**cells, best_by=select)
         comparison = part(cell)
