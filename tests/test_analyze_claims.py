@@ -543,6 +543,11 @@ def test_a_u_shaped_rate_is_seen_and_a_random_tag_is_not_first():
     assert frame.equals(analyze.importance(runs, "metric_m", False).frame), "the same every time"
 
 
+def test_importance_survives_a_metric_that_is_constant_where_a_column_is_set():
+    rows = [{"config_k": i % 2 if i < 4 else None, "config_lr": i % 3, "metric_m": max(i, 4) / 1} for i in range(9)]
+    assert analyze.importance(runs_of(rows), "metric_m", False).frame["column"].to_list() == ["config_lr"]
+
+
 # ---------------------------------------------------------------- rows stay rows
 
 

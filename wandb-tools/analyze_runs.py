@@ -74,7 +74,7 @@ DIRECTION = re.compile(
 LABEL = re.compile(
     r"(?:.*_)?(?:(?:uuid|guid|pid|host|hostname|date|datetime|timestamp|commit|sha|git|slurm|wandb|logger|mlflow|"
     r"tensorboard)(?:_.*)?|(?:run|job|trial|display)_?(?:name|number|num|no)|(?:run|job|trial|exp)?id|job|folder|paths?|"
-    r"(?:out|log|save|work|run)?dir|file|filename|node|node_?name|nodelist|machine|port|user|username|command|cmd|cwd|"
+    r"(?:out|log|save|work|run|sub)?dir|file|filename|node|node_?name|nodelist|machine|port|user|username|command|cmd|cwd|"
     r"(?:start|end|launch)_?time|(?:created|started|launched)(?:_at|_on)?|(?:local|global|node)_rank|master_addr)|name"
 )
 SOURCE = re.compile(
@@ -595,7 +595,7 @@ def resolve_globs(words: str, runs: Runs) -> list[str]:
     """
     found: list[str] = []
     for word in filter(None, map(str.strip, words.split(","))):
-        names = {c: (c, short(c), runs.keys.get(c, c)) for c in runs.schema if kind(c) in ("config", "name", "run")}
+        names = {c: (c, short(c), runs.keys.get(c, c)) for c in hyperparameters(runs)}
         hits = [c for c, spelled in names.items() if any(fnmatch.fnmatch(s.lower(), word.lower()) for s in spelled)]
         hits += [c for c in names if word == "seed" and is_seed(c)]
         hits += [config for named, config in partners(list(runs.schema)).items() if named in hits]
@@ -1553,7 +1553,7 @@ def association(
     n, k, numeric = known.height, groups.height, known["_x"].dtype.is_numeric()
     rho = known.select(pl.corr(pl.col("_x").rank(), pl.col("_y").rank())).item() if numeric else None
     measure, value, explained, p = "Spearman", rho, None if rho is None else rho**2, None
-    if k < n and (not numeric or k <= FEW):
+    if k < n and known["_y"].n_unique() > 1 and (not numeric or k <= FEW):
         draws = max(99, min(999, 2_000_000 // n))
         where = bytes(points[column].is_not_null().to_list())
         if where not in shuffles:
