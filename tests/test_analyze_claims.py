@@ -563,6 +563,13 @@ def test_null_and_a_dash_are_two_rows_and_two_columns(result, tmp_path):
     ]
 
 
+def test_curves_by_wandbs_own_group_are_drawn(call, tmp_path):
+    rows = [run_row(i, group="ab"[i]) for i in range(2)]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    write_history(tmp_path / "lab_demo_history.parquet", rows, {row["id"]: [(0, 1.0), (1, 2.0)] for row in rows})
+    assert call(tmp_path, path, "--curves", "val/loss", "-g", "group", "--plot", "p.svg").code == 0
+
+
 def test_curves_by_null_and_a_dash(result, tmp_path):
     rows = [run_row(i, config_a=a) for i, a in enumerate([None, "-"])]
     path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)

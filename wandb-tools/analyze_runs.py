@@ -2386,8 +2386,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look
         by, panels, lines = groups[:-1], labels(stats, groups[-1:]), labels(stats, groups[:-1])
     mean, std = pl.col("mean"), pl.col("std")
     y = scale(look, stats, "mean")
-    frame = labelled(labelled(stats, by, "group"), groups[-1:], "_col").sort("_x")
-    frame = frame.select("mean", "std", "n", "group", "_col", x="_x", _low=mean - std, _high=mean + std)
+    frame = labelled(labelled(stats, by, "_line"), groups[-1:], "_col").sort("_x")
+    frame = frame.select("mean", "std", "n", "_col", x="_x", group="_line", _low=mean - std, _high=mean + std)
     frame = frame.with_columns(_low=above(y, pl.col("_low"), mean.min()))
     beside, below = grid(panels)
     width = look.width / beside if look.width else (6 if len(lines) <= len(COLOURS) else 12) / beside * CM
