@@ -832,6 +832,19 @@ def test_partitions(aggregate, lab, tmp_path):
     assert sorted(path.name for path in narrow.output.iterdir()) == ["stage=stage0", "stage=stage1", "stage=stage2"]
 
 
+def test_a_partition_keeps_any_value(aggregate, tmp_path):
+    values = [(1e-5, "a/b"), (math.nan, "ü%="), (1e20, None), (-math.inf, ".."), (-0.0, "."), (0.1 + 0.2, "a b")] * 3
+    write_export(tmp_path / "in", "p", [run(f"x{i}", {"f": f, "s": s}) for i, (f, s) in enumerate(values)])
+    whole = aggregate("in").frame.sort("id")
+    for column in ("config_f", "config_s", "created_at", "pearl_flag"):
+        assert aggregate("in", "--partition-by", column, output=column).code == 0
+        read = pl.read_parquet(tmp_path / column / "**" / "*.parquet", hive_partitioning=True)
+        assert_frame_equal(read.select(whole.columns).sort("id"), whole)
+    assert aggregate("in", "--partition-by", "id", output="by_id").code == 0
+    assert len(list((tmp_path / "by_id").iterdir())) == len(values)
+    assert "a run has several" in aggregate("in", "--partition-by", "tags", output="tags").err
+
+
 def test_an_output_that_would_destroy_something_is_refused(aggregate, lab, tmp_path):
     before = {path: path.read_bytes() for path in lab.iterdir()}
     for options, output, message in (
@@ -1042,6 +1055,21 @@ def test_a_reader_that_goes_away_ends_nothing_early(tmp_path, around):
     assert done.stdout.splitlines()[-1] == "1"  # one file could not be read, whoever looks
     assert "Traceback" not in done.stdout + done.stderr
     assert len(pl.read_parquet(tmp_path / "out.parquet")) == 300
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out.csv", "out.ndjson", "out.arrow", "--partition-by project"])
+def test_a_full_disk_is_said_and_leaves_what_was_there(lab, tmp_path, output):
+    noise = [random.random() for _ in range(30_000)]
+    pl.DataFrame({"id": [f"{x}" for x in noise], "name": "x", "metric_x": noise}).write_parquet(
+        lab / "big_runs.parquet"
+    )
+    args = output.split() if " " in output else ["-o", output]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    full = "ulimit -f 100; {}"  # no file may grow beyond 100 blocks: the nearest thing to a full disk
+    done = run_script("aggregate_runs.py", "lab", *args, cwd=tmp_path, around=full)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: \S+ was not written: .*too large.*\n", done.stderr, re.I), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "wandb_export") == before
 
 
 def test_without_home_passwd_entry_or_memory(tmp_path):

@@ -543,6 +543,11 @@ def test_a_u_shaped_rate_is_seen_and_a_random_tag_is_not_first():
     assert frame.equals(analyze.importance(runs, "metric_m", False).frame), "the same every time"
 
 
+def test_importance_survives_a_metric_that_is_constant_where_a_column_is_set():
+    rows = [{"config_k": i % 2 if i < 4 else None, "config_lr": i % 3, "metric_m": max(i, 4) / 1} for i in range(9)]
+    assert analyze.importance(runs_of(rows), "metric_m", False).frame["column"].to_list() == ["config_lr"]
+
+
 # ---------------------------------------------------------------- rows stay rows
 
 
@@ -556,6 +561,13 @@ def test_null_and_a_dash_are_two_rows_and_two_columns(result, tmp_path):
         ("x", 7.0, 8.0, 6.0),
         (None, 1.0, 2.0, 0.0),
     ]
+
+
+def test_curves_by_wandbs_own_group_are_drawn(call, tmp_path):
+    rows = [run_row(i, group="ab"[i]) for i in range(2)]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    write_history(tmp_path / "lab_demo_history.parquet", rows, {row["id"]: [(0, 1.0), (1, 2.0)] for row in rows})
+    assert call(tmp_path, path, "--curves", "val/loss", "-g", "group", "--plot", "p.svg").code == 0
 
 
 def test_curves_by_null_and_a_dash(result, tmp_path):

@@ -251,11 +251,14 @@ def test_what_was_said_stands_in_the_page_and_is_printed_once(page, call, lab):
         ("metric_val_loss", ["no validation metric (val/mse, val/loss, ...)", "mean ± std (n)"]),
         ("history", ["Left out: there is no ", "--include-history"]),
         ("names", ["Left out: no column that tells methods apart"]),
-        ("created_at", ["Left out: these files have no column created_at"]),
+        ("metrics", ["Runs: demo", "Left out: none of the common metrics"]),
+        ("created_at", ["<th scope=col class=number>runs"]),
     ],
 )
 def test_what_the_data_cannot_give_is_left_out_with_a_word(call, tmp_path, drop, words):
     rows = demo_rows()[:24] + demo_rows()[72:96]
+    if drop == "metrics":
+        rows = [{key: value for key, value in row.items() if not key.startswith("metric_")} for row in rows]
     if drop == "names":
         rows = [row | {"name": f"run {i}", "config_data_dataset_name": "x"} for i, row in enumerate(rows)]
     path = write_runs(
@@ -264,12 +267,14 @@ def test_what_the_data_cannot_give_is_left_out_with_a_word(call, tmp_path, drop,
     if drop != "history":
         curve = {str(row["id"]): [(0, 1.0), (1, 0.5)] for row in rows}
         write_history(tmp_path / "lab_demo_history.parquet", rows, curve)
-    ran = call(tmp_path, path, "-m", "test/mse", "--report", "r.html")
+    metric = [] if drop == "metrics" else ["-m", "test/mse"]
+    ran = call(tmp_path, path, *metric, "--report", "r.html")
     assert ran.code == 0, ran.err
     text = html.unescape((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert all(word in text for word in words), words
     assert [heading for heading in SECTIONS if f". {heading}</h2>" in text] == SECTIONS
-    assert text.count("Left out:") == 1 + (drop == "metric_val_loss"), "the history has no test/mse"
+    left_out = {"metric_val_loss": 2, "history": 1, "names": 1, "metrics": 4, "created_at": 0}
+    assert text.count("Left out:") == left_out[drop]
 
 
 def test_the_step_that_was_best_holds_for_the_whole_page(call, tmp_path):
@@ -291,7 +296,7 @@ def test_many_runs_are_thinned_with_a_word(call, tmp_path):
     ran = call(tmp_path, write_runs(tmp_path / "lab_demo_runs.parquet", rows), "-m", "test/mse", "--report", "r.html")
     assert ran.code == 0, ran.err
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "of 900 runs are drawn; the means are of all" in text
+    assert "One in 3 of 900 runs is drawn; the means are of all" in text
 
 
 @pytest.mark.parametrize(

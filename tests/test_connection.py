@@ -21,10 +21,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TOOLS, clean_env, load_script, run_script
-from wandb_server import KEY, WandbServer, sample
+from conftest import TEAM, TOOLS, clean_env, load_script, run_script
+from demo import sample
+from wandb_server import KEY, WandbServer
 
-TEAM = "graph_denoise_team"
 SECRET = "wandb_v1_Zq7pLw2XsT9vRb4nKc8mJd5hGf3yUa6eWo1iQxVzNtBrMlCkHjPgDsFaYu0E"
 VIEWER = {"id": "x", "username": "me", "entity": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
 script = load_script("list_entities.py")

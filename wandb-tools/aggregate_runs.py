@@ -912,6 +912,8 @@ def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None
     """Parquet with page checksums, which Polars does not write; made in one thread, written in another."""
     import pyarrow.parquet as pq
 
+    if partition:  # folders are called as Polars writes numbers: it does not read back Arrow's `nan` and `-0`
+        frame = frame.with_columns(pl.col(partition).cast(pl.String))
     empty = pl.DataFrame(schema=frame.collect_schema())
     schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     options = PARQUET | {"use_dictionary": [c for c, dtype in empty.schema.items() if not dtype.is_float()]}
@@ -931,6 +933,7 @@ def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None
         file_options=ds.ParquetFileFormat().make_write_options(**options),
         partitioning=ds.partitioning(pa.schema([schema.field(partition)]), flavor="hive"),
         basename_template="{i}.parquet",
+        max_partitions=2**31 - 1,
         min_rows_per_group=BLOCK,
         max_rows_per_group=BLOCK,
         use_threads=False,  # keeps the order of the rows
@@ -1163,6 +1166,8 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
     available = column_order(frame.collect_schema())
     if args.partition_by and args.partition_by not in available:
         raise Stop(f"--partition-by {args.partition_by}: no such column.{nearest(args.partition_by, available)}")
+    if args.partition_by == "tags":
+        raise Stop("--partition-by tags: a run has several. Choose a column of single values.")
     columns = choose_columns(args.columns, available)
     if args.partition_by and args.partition_by not in columns:
         columns.append(args.partition_by)
@@ -1194,7 +1199,7 @@ def main() -> int:
         check_output(args.output, args.partition_by, [export.path for export in exports])
         try:
             done = aggregate(args, exports, rules)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        except faults() as error:
             if intact(exports):
                 raise Stop(f"{args.output} was not written: {reason(error)}", 1) from None
             done = False

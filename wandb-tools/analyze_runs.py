@@ -74,7 +74,7 @@ DIRECTION = re.compile(
 LABEL = re.compile(
     r"(?:.*_)?(?:(?:uuid|guid|pid|host|hostname|date|datetime|timestamp|commit|sha|git|slurm|wandb|logger|mlflow|"
     r"tensorboard)(?:_.*)?|(?:run|job|trial|display)_?(?:name|number|num|no)|(?:run|job|trial|exp)?id|job|folder|paths?|"
-    r"(?:out|log|save|work|run)?dir|file|filename|node|node_?name|nodelist|machine|port|user|username|command|cmd|cwd|"
+    r"(?:out|log|save|work|run|sub)?dir|file|filename|node|node_?name|nodelist|machine|port|user|username|command|cmd|cwd|"
     r"(?:start|end|launch)_?time|(?:created|started|launched)(?:_at|_on)?|(?:local|global|node)_rank|master_addr)|name"
 )
 SOURCE = re.compile(
@@ -595,7 +595,7 @@ def resolve_globs(words: str, runs: Runs) -> list[str]:
     """
     found: list[str] = []
     for word in filter(None, map(str.strip, words.split(","))):
-        names = {c: (c, short(c), runs.keys.get(c, c)) for c in runs.schema if kind(c) in ("config", "name", "run")}
+        names = {c: (c, short(c), runs.keys.get(c, c)) for c in hyperparameters(runs)}
         hits = [c for c, spelled in names.items() if any(fnmatch.fnmatch(s.lower(), word.lower()) for s in spelled)]
         hits += [c for c in names if word == "seed" and is_seed(c)]
         hits += [config for named, config in partners(list(runs.schema)).items() if named in hits]
@@ -1553,7 +1553,7 @@ def association(
     n, k, numeric = known.height, groups.height, known["_x"].dtype.is_numeric()
     rho = known.select(pl.corr(pl.col("_x").rank(), pl.col("_y").rank())).item() if numeric else None
     measure, value, explained, p = "Spearman", rho, None if rho is None else rho**2, None
-    if k < n and (not numeric or k <= FEW):
+    if k < n and known["_y"].n_unique() > 1 and (not numeric or k <= FEW):
         draws = max(99, min(999, 2_000_000 // n))
         where = bytes(points[column].is_not_null().to_list())
         if where not in shuffles:
@@ -2386,8 +2386,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look
         by, panels, lines = groups[:-1], labels(stats, groups[-1:]), labels(stats, groups[:-1])
     mean, std = pl.col("mean"), pl.col("std")
     y = scale(look, stats, "mean")
-    frame = labelled(labelled(stats, by, "group"), groups[-1:], "_col").sort("_x")
-    frame = frame.select("mean", "std", "n", "group", "_col", x="_x", _low=mean - std, _high=mean + std)
+    frame = labelled(labelled(stats, by, "_line"), groups[-1:], "_col").sort("_x")
+    frame = frame.select("mean", "std", "n", "_col", x="_x", group="_line", _low=mean - std, _high=mean + std)
     frame = frame.with_columns(_low=above(y, pl.col("_low"), mean.min()))
     beside, below = grid(panels)
     width = look.width / beside if look.width else (6 if len(lines) <= len(COLOURS) else 12) / beside * CM
@@ -2515,13 +2515,16 @@ THINNED = 400  # points of a picture along a hyperparameter; of more runs every 
 
 
 def projects(runs: Runs) -> Answer:
-    """What was run: one row per project with `runs`, those of each state, `first` and `last` day, `hours`."""
+    """What was run: one row per project with `runs`, those of each state, `first` and `last` day, `hours`, if known."""
 
-    points = take(runs, ["entity", "project", "state", "created_at", "runtime_seconds"])
+    types = {"state": pl.String, "created_at": pl.Datetime("us", "UTC"), "runtime_seconds": pl.Float64}
+    points = take(runs, ["entity", "project", *(c for c in types if c in runs.schema)])
+    points = points.with_columns(pl.lit(None, dtype).alias(c) for c, dtype in types.items() if c not in points.columns)
     by = [c for c in ("entity", "project") if c == "project" or points[c].n_unique() > 1]
-    created, hours = pl.col("created_at"), (pl.col("runtime_seconds").sum() / 3600).alias("hours")
+    created, seconds = pl.col("created_at"), pl.col("runtime_seconds")
     states = [(pl.col("state") == state).sum().alias(state) for state in STATES if state in points["state"]]
     days = [created.min().dt.date().alias("first"), created.max().dt.date().alias("last")]
+    hours = pl.when(seconds.count() > 0).then(seconds.sum() / 3600).alias("hours")
     frame = points.group_by(by).agg(pl.len().alias("runs"), *states, *days, hours)
     frame = frame.sort("runs", *by, descending=[True, *[False] * len(by)])
     weeks = points.drop_nulls("created_at").group_by(created.dt.truncate("1w").dt.date().alias("week"), *by).len("runs")
@@ -2529,7 +2532,7 @@ def projects(runs: Runs) -> Answer:
         f"{points.height} runs, {number(frame['hours'].sum())} hours",
         frame,
         [Column(c, c, key=c in by) for c in frame.columns],
-        draw=lambda look: draw_weeks(weeks.select("week", "runs", project=label(by)), look),
+        draw=(lambda look: draw_weeks(weeks.select("week", "runs", project=label(by)), look)) if weeks.height else None,
     )
 
 
@@ -2571,7 +2574,8 @@ def varied(runs: Runs) -> Answer:
             texts.append(f"{more} more" + (f" from {' to '.join(ends)}" if table[column].dtype.is_numeric() else ""))
         rows.append((column, table.height, table["count"].sum(), ", ".join(texts)))
     frame = pl.DataFrame(rows, ["column", "distinct", "runs", "values (runs)"], orient="row")
-    notes = [f"The same in all runs: {', '.join(constant)}"] if constant else []
+    more = [f"and {len(constant) - 20} more (--schema)"] if constant[20:] else []
+    notes = [f"The same in all runs: {', '.join(constant[:20] + more)}"] if constant else []
     return Answer(f"{frame.height} hyperparameters vary", frame, [Column(c, c) for c in frame.columns], notes)
 
 
@@ -2603,14 +2607,19 @@ def draw_along(points: pl.DataFrame, column: str, metric: str) -> alt.LayerChart
 
 
 def validation_metric(runs: Runs, metric: str) -> str:
-    """The metric to choose by: the first validation metric that has a value, of `metric`'s own measure if possible."""
+    """The metric to choose by: `metric` itself if of validation, else such a one of its or a common measure."""
 
-    splits, measure = ("val", "validation", "valid", "eval", "dev"), metric.rpartition("_")[2]
-    there = [c for m in (measure, *MEASURES) for split in splits if (c := f"metric_{split}_{m}") in runs.schema]
+    there = [
+        c for c in runs.schema if re.search("_(?:val|valid|validation|eval|dev)(?:_|$)", c) and kind(c) == "metric"
+    ]
+    if metric in there:
+        return metric
+    measures = [metric.rpartition("_")[2], *MEASURES]
     counts = take(runs, there).select(pl.all().is_finite().sum()).row(0) if there else []
-    if found := [column for column, n in zip(there, counts, strict=True) if n]:
-        return found[0]
-    raise Stop(f"no validation metric (val/{measure}, val/loss, ...) has a value. Name one with --best-by.")
+    found = [c for c, n in zip(there, counts, strict=True) if n and c.rpartition("_")[2] in measures]
+    if found:
+        return min(found, key=lambda c: (measures.index(c.rpartition("_")[2]), len(c)))
+    raise Stop(f"no validation metric (val/{measures[0]}, val/loss, ...) has a value. Name one with --best-by.")
 
 
 @contextlib.contextmanager
@@ -2671,6 +2680,8 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
                 return stop
 
     def ask(**options: object) -> Answer | Stop:
+        if isinstance(metric, Stop):
+            return metric
         mine = dict.fromkeys(("best_by", "group_by", "rows", "cols", "top")) | {"metric": args.metric or metric}
         return told(answer_to, argparse.Namespace(**(vars(args) | mine | options)), runs)
 
@@ -2678,17 +2689,15 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         columns = told(resolve_all, words, runs)
         return [] if isinstance(columns, Stop) else [c for c in columns if take(runs, [c])[c].n_unique() > 1]
 
-    with heard(said):
-        metric = resolve_metric(directed(args.metric)[0], runs) if args.metric else default_metric(runs)
-        everyone = keep(
-            every, argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
-        )
+    metric = told(default_metric, runs) if not args.metric else resolve_metric(directed(args.metric)[0], runs)
+    all_states = argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
     by, cols = differing(args.group_by or args.rows or "arch"), differing(args.cols or "dataset")
     cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
-    select = told(lambda: args.best_by or validation_metric(runs, metric))
+    select = args.best_by or (metric if isinstance(metric, Stop) else told(validation_metric, runs, metric))
 
-    if not by:
-        comparison = part(Stop("no column that tells methods apart differs. Name one with --group-by."))
+    if isinstance(metric, Stop) or not by:
+        none = Stop("no column that tells methods apart differs. Name one with --group-by.")
+        comparison = part(none if by == [] else metric)
     else:
         cell = select if isinstance(select, Stop) else ask(**cells, best_by=select)
         comparison = part(cell)
@@ -2712,32 +2721,32 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         along = "".join(
             figure(f"{metric} along {c}", inked(draw_along(points, c, metric).to_dict())) for c in strongest
         )
-        if points.height > THINNED:
-            along += f"<p>{THINNED} of {points.height} runs are drawn; the means are of all.</p>"
+        if (one_in := -(-points.height // THINNED)) > 1:
+            along += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
 
     key = directed(args.best_by)[0] if args.best_by else metric if isinstance(select, Stop) else select
-    rows = [
-        (str(path), datetime.fromtimestamp(exported_at(path), UTC).strftime("%Y-%m-%d %H:%M")) for path in runs.files
-    ]
-    files = pl.DataFrame(rows, ["file", "exported (UTC)"], orient="row")
+    times = [f"{datetime.fromtimestamp(exported_at(path), UTC):%Y-%m-%d %H:%M}" for path in runs.files]
+    files = pl.DataFrame({"file": list(map(str, runs.files)), "exported (UTC)": times})
+    command = f"<p>Made by <code>{html.escape(plain(shlex.join(sys.argv)))}</code></p>\n"
     sections = {
-        "What was run": part(told(projects, everyone)),
+        "What was run": part(told(lambda: projects(keep(every, all_states)))),
         "What varied": part(varying),
         "The comparison": comparison,
         "The best runs": part(best),
-        "What matters": part(matters) + f"<div class=row>{along}</div>",
+        "What matters": f"{part(matters)}<div class=row>{along}</div>\n",
         "Learning curves": part(ask(curves=runs.keys.get(key, key), group_by=",".join(by))),
-        "What to be careful about": "<ul>" + "".join(f"<li>{html.escape(notice)}" for notice in said) + "</ul>\n",
     }
-    sections["What to be careful about"] += part(Answer("The files", files, [Column(c, c) for c in files.columns]))
-    sections["What to be careful about"] += f"<p>Made by <code>{html.escape(plain(shlex.join(sys.argv)))}</code></p>"
+    careful = "".join(f"<li>{html.escape(notice)}\n" for notice in said)
+    careful = (
+        f"<ul>\n{careful}</ul>\n{part(Answer('The files', files, [Column(c, c) for c in files.columns]))}{command}"
+    )
     methods = labels(take(runs, by), by) if by else []
     buttons = "".join(f"<button aria-pressed=false>{html.escape(plain(method))}</button>" for method in methods)
-    title = f"{runs.keys.get(metric, metric)}: {', '.join(take(everyone, ['project'])['project'].unique().sort())}"
+    whose = take(runs, ["project"])["project"].unique().sort() if "project" in runs.schema else files["file"]
+    title = f"{'Runs' if isinstance(metric, Stop) else runs.keys.get(metric, short(metric))}: {', '.join(whose)}"
     body = f"<h1>{html.escape(plain(title))}</h1>\n<nav aria-label='Single out a method'>{buttons}</nav>\n<main>\n"
-    body += "".join(
-        f"<section><h2>{i}. {name}</h2>\n{s}</section>\n" for i, (name, s) in enumerate(sections.items(), 1)
-    )
+    for number_, (name, content) in enumerate((sections | {"What to be careful about": careful}).items(), 1):
+        body += f"<section><h2>{number_}. {name}</h2>\n{content}</section>\n"
     return page(title, f"{body}</main>\n", vl_convert.javascript_bundle() + REPORT_SCRIPT, REPORT_STYLE)
 
 

@@ -1131,10 +1131,10 @@ class Listing:
         if not self.full:
             return self.ask(window, 1, after, probe, False, 0)
         with contextlib.suppress(Unanswered):
-            return self.ask(window, 1, after, probe, True, 2)
+            return self.ask(window, 1, after, probe, True, 1)
         light = self.ask(window, 1, after, probe, False, 0)  # raises where the server is at fault, not the run
         try:
-            return self.ask(window, 1, after, probe, True, 2)
+            return self.ask(window, 1, after, probe, True, 1)
         except Unanswered as error:
             self.project.heavy += 1
             if self.project.heavy == HEAVY:
@@ -1457,10 +1457,10 @@ def fetch_live_rows(project: Project, run: dict[str, Any], live: list[Any]) -> I
         query = f"""query LiveHistory($entity: String!, $project: String!, $run: String!) {{
           project(name: $project, entityName: $entity) {{ run(name: $run) {{ {calls} }} }} }}"""
         names = {"entity": project.entity, "project": project.name, "run": run["id"]}
-        reply = (project.server.ask(query, names)["project"] or {}).get("run") or {}
-        rows = [
-            parse_json(text) if isinstance(text, str) else text for a, _ in some for text in reply.get(f"h{a}") or []
-        ]
+        reply = project.server.ask(query, names)
+        with expected("live rows"):
+            texts = [text for a, _ in some for text in reply["project"]["run"][f"h{a}"]]
+        rows = [parse_json(text) if isinstance(text, str) else text for text in texts]
         yield [row for row in rows if row.get("_step") in wanted]
 
 
