@@ -846,6 +846,8 @@ class Stored:
         self.path = path
         advice = "It is left alone; move it away, or use another -o"
         try:
+            if not path.is_file():  # a pipe would wait for ever
+                raise OSError("it is no file")
             with open_parquet(path) as file:
                 self.metadata, self.names = file.metadata, file.schema_arrow.names
             self.about = json.loads((self.metadata.metadata or {}).get(b"wandb_tools", b"{}"))
@@ -869,7 +871,7 @@ class Stored:
             raise Damaged(self.path, error) from None
 
     def group(self, row: int, columns: list[str] | None = None) -> tuple[int, pa.Table]:
-        """The row group that holds a row, and its first row's number. The last whole one is kept: merges go in order."""
+        """The row group that holds a row, and its first row's number. The last one is kept: merges read in order."""
         number = bisect_right(self.starts, row) - 1
         if columns:
             return self.starts[number], self.read(columns, number)
