@@ -80,7 +80,7 @@ def run_demo(place: Path) -> str:
     done = subprocess.run(
         ["uv", "run", "tests/demo.py"],
         cwd=clone,
-        env=uv_env(home, WANDB_ENTITY="someone_else", HTTP_PROXY="http://127.0.0.1:9"),
+        env=uv_env(home, COLUMNS="80", WANDB_ENTITY="someone_else", HTTP_PROXY="http://127.0.0.1:9"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -283,7 +283,7 @@ def test_what_the_readme_shows_is_what_the_commands_print(shown):
     for command, block in blocks:
         if not printed.get(command):
             script, *args = shlex.split(command.removeprefix("uv run wandb-tools/"))
-            done = run_script(script, *args, cwd=clone)
+            done = run_script(script, *args, cwd=clone, env=clean_env(clone, COLUMNS="80"))
             printed[command] = done.stderr + done.stdout
         steady = "export_runs.py" not in command  # seconds and sizes are not
         real = lines_of(printed[command], steady)
