@@ -31,6 +31,7 @@ import contextlib
 import difflib
 import fnmatch
 import functools
+import glob
 import hashlib
 import html
 import importlib.util
@@ -419,14 +420,15 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
             say(f"  {other}")
         return found[:1]
     files: list[Path] = []
-    for path in (Path(text).expanduser() for text in inputs):
+    for path in (Path(os.path.expanduser(text)) for text in inputs):  # noqa: PTH111 (Path's raises for an unknown ~user)
         if path.is_dir():
             found = [file for file in sorted(path.glob("*_runs.parquet")) if file.is_file()] or [path]
         elif path.exists():
             found = [path]
         else:  # what exists of it, `exp[1]/` of `exp[1]/*`, is a path too
             start = next(parent for parent in path.parents if parent.exists())
-            found = sorted(m for m in start.glob(str(path.relative_to(start))) if not m.name.startswith("."))
+            pattern = str(path.relative_to(start))
+            found = [start / name for name in sorted(glob.glob(pattern, root_dir=start, recursive=True))]  # noqa: PTH207
         if not found:
             near = nearest(path.name, (file.name for file in path.parent.glob("*.parquet")))
             raise Stop(f"no file of runs at {path}.{near} Name *_runs.parquet files, a folder with them, or a glob.")
@@ -442,7 +444,7 @@ def exported_at(path: Path) -> float:
     try:
         when = datetime.fromisoformat(json.loads(pl.read_parquet_metadata(path)["wandb_tools"])["exported_at"])
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, KeyError, TypeError, ValueError):
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, LookupError, TypeError, ValueError):
         return path.stat().st_mtime
 
 
@@ -2823,7 +2825,7 @@ def file_of(suffixes: Sequence[str]) -> Callable[[str], Path]:
     """An argument type: a path that ends in one of `suffixes`."""
 
     def path(text: str) -> Path:
-        found = Path(text).expanduser()
+        found = Path(os.path.expanduser(text))  # noqa: PTH111
         if found.suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {' '.join(suffixes)}")
         return found
