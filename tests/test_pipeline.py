@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 from conftest import REPO, TOOLS, clean_env, run_script
 from demo import sample
+from test_export_offline import simple_run, write_log
 from wandb_server import KEY, WandbServer
 
 pytestmark = pytest.mark.timeout(240)  # the demo runs within whichever test comes first
@@ -275,6 +276,8 @@ def lines_of(text: str, numbers: bool) -> list[str]:
 def test_what_the_readme_shows_is_what_the_commands_print(shown):
     """Every line of every console block is real; `...` stands for lines that are left out."""
     clone, output = shown
+    for run in ("run0", "run1", "run2"):  # of --offline wandb/
+        write_log(clone / "wandb", simple_run(run, 200, entity="my_team", project="my_project"))
     printed: dict[str, str] = {}
     for command, text in re.findall(r"^\$ (uv run .*)\n((?:(?!\$ |# \S).*\n)*)", output, flags=re.M):
         printed.setdefault(command, text)  # of two equal commands, the first
