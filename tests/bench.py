@@ -14,11 +14,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,6 +274,51 @@ def bench_history_wide() -> None:
             command = export_command("--include-history")
             rows.append(counted(tell, f"export_runs.py --include-history, {keys} keys", command, Path(name)))
     show("history of 20 runs, 10 rows each", rows)
+
+
+LOGGING = """
+import random, wandb
+
+settings = wandb.Settings(console="off", x_disable_stats=True, disable_git=True, silent=True)
+about = {"entity": "ENTITY", "project": "p", "id": "r000", "config": {"lr": 0.1, "model": {"k": 8}}}
+with wandb.init(mode="offline", settings=settings, **about) as run:
+    for step in range(5000):
+        run.log({f"train/m{key}": random.random() for key in range(10)})
+"""
+
+
+def offline_runs(folder: Path, runs: int) -> list[Path]:
+    """Folders of offline runs in `folder`/wandb: one that W&B's client logged, and copies of it under other ids."""
+    subprocess.run([sys.executable, "-c", LOGGING.replace("ENTITY", ENTITY)], cwd=folder, check=True)
+    [log] = folder.glob("wandb/offline-run-*/*.wandb")
+    logs = [log]
+    for number in range(1, runs):
+        data, at = bytearray(log.read_bytes()), 7
+        for _ in range(2):  # the id stands in the first two records
+            length = int.from_bytes(data[at + 4 : at + 6], "little")
+            chunk = data[at + 6 : at + 7 + length].replace(b"r000", f"r{number:03}".encode())
+            data[at : at + 7 + length] = struct.pack("<IH", zlib.crc32(chunk), length) + chunk
+            at += 7 + length
+        logs.append(folder / "wandb" / f"offline-run-20250101_000000-r{number:03}" / f"run-r{number:03}.wandb")
+        logs[-1].parent.mkdir()
+        logs[-1].write_bytes(data)
+    return [log.parent for log in logs]
+
+
+@benchmark
+def bench_offline() -> None:
+    """200 offline runs of 5,000 rows and 10 keys: `wandb sync` to a server without latency, and export_runs.py."""
+    with serving(f'server.add_project("{ENTITY}", "p")') as tell, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        logs = offline_runs(folder, 200)
+        sync = [sys.executable, "-m", "wandb", "sync", *map(str, logs)]
+        ours = export_command("--offline", str(folder / "wandb"), "--include-history")
+        rows = [
+            counted(tell, "wandb sync (the export is still to come)", sync, folder),
+            counted(tell, "export_runs.py --offline --include-history", ours, folder),
+            counted(tell, "the same again, nothing changed", ours, folder),
+        ]
+        show("200 offline runs, 5,000 rows and 10 keys each", rows)
 
 
 # ---------------------------------------------------------------- analyze_runs.py, against pandas

@@ -909,6 +909,8 @@ def test_sql_joins_history(result, demo):
         (["-o", "x.html", "--plot", "x.html"], 2, ["name the same file"]),
         (["-o", "wandb_export/lab_demo_runs.parquet"], 2, ["is read from, and would be overwritten"]),
         (["nothing.parquet"], 2, ["no file of runs at nothing.parquet"]),
+        (["~no_such_user/*.parquet"], 2, ["no file of runs at ~no_such_user/*.parquet"]),
+        (["wandb_export/a**b"], 2, ["no file of runs at wandb_export/a**b"]),
         (["wandb_export/lab_dmo_runs.parquet"], 2, ["Did you mean", "lab_demo_runs.parquet"]),
         (["wandb_export/lab_demo_history.parquet"], 2, ["is a history file"]),
         (["wandb_export/*_history.parquet"], 2, ["is a history file"]),

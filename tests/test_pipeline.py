@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 from conftest import REPO, TOOLS, clean_env, run_script
 from demo import sample
+from test_export_offline import simple_run, write_log
 from wandb_server import KEY, WandbServer
 
 pytestmark = pytest.mark.timeout(240)  # the demo runs within whichever test comes first
@@ -80,7 +81,7 @@ def run_demo(place: Path) -> str:
     done = subprocess.run(
         ["uv", "run", "tests/demo.py"],
         cwd=clone,
-        env=uv_env(home, WANDB_ENTITY="someone_else", HTTP_PROXY="http://127.0.0.1:9"),
+        env=uv_env(home, COLUMNS="80", WANDB_ENTITY="someone_else", HTTP_PROXY="http://127.0.0.1:9"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -275,6 +276,8 @@ def lines_of(text: str, numbers: bool) -> list[str]:
 def test_what_the_readme_shows_is_what_the_commands_print(shown):
     """Every line of every console block is real; `...` stands for lines that are left out."""
     clone, output = shown
+    for run in ("run0", "run1", "run2"):  # of --offline wandb/
+        write_log(clone / "wandb", simple_run(run, 200, entity="my_team", project="my_project"))
     printed: dict[str, str] = {}
     for command, text in re.findall(r"^\$ (uv run .*)\n((?:(?!\$ |# \S).*\n)*)", output, flags=re.M):
         printed.setdefault(command, text)  # of two equal commands, the first
@@ -283,7 +286,7 @@ def test_what_the_readme_shows_is_what_the_commands_print(shown):
     for command, block in blocks:
         if not printed.get(command):
             script, *args = shlex.split(command.removeprefix("uv run wandb-tools/"))
-            done = run_script(script, *args, cwd=clone)
+            done = run_script(script, *args, cwd=clone, env=clean_env(clone, COLUMNS="80"))
             printed[command] = done.stderr + done.stdout
         steady = "export_runs.py" not in command  # seconds and sizes are not
         real = lines_of(printed[command], steady)

@@ -31,6 +31,7 @@ import contextlib
 import difflib
 import fnmatch
 import functools
+import glob
 import hashlib
 import html
 import importlib.util
@@ -419,14 +420,15 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
             say(f"  {other}")
         return found[:1]
     files: list[Path] = []
-    for path in (Path(text).expanduser() for text in inputs):
+    for path in (Path(os.path.expanduser(text)) for text in inputs):  # noqa: PTH111 (Path's raises for an unknown ~user)
         if path.is_dir():
             found = [file for file in sorted(path.glob("*_runs.parquet")) if file.is_file()] or [path]
         elif path.exists():
             found = [path]
         else:  # what exists of it, `exp[1]/` of `exp[1]/*`, is a path too
             start = next(parent for parent in path.parents if parent.exists())
-            found = sorted(m for m in start.glob(str(path.relative_to(start))) if not m.name.startswith("."))
+            pattern = str(path.relative_to(start))
+            found = [start / name for name in sorted(glob.glob(pattern, root_dir=start, recursive=True))]  # noqa: PTH207
         if not found:
             near = nearest(path.name, (file.name for file in path.parent.glob("*.parquet")))
             raise Stop(f"no file of runs at {path}.{near} Name *_runs.parquet files, a folder with them, or a glob.")
@@ -442,7 +444,7 @@ def exported_at(path: Path) -> float:
     try:
         when = datetime.fromisoformat(json.loads(pl.read_parquet_metadata(path)["wandb_tools"])["exported_at"])
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, KeyError, TypeError, ValueError):
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, LookupError, TypeError, ValueError):
         return path.stat().st_mtime
 
 
@@ -2113,8 +2115,8 @@ def save(answer: Answer, path: Path) -> None:
 # Okabe and Ito's colours, told apart by people who do not see red and green alike; yellow, faint on paper, left out.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]  # for more groups than colours
-GREY = "#999"
 SHADES = ("#f7fbff", "#08306b")  # of a heat map, from the worst to the best
+WHITE_FROM = 0.65  # of the way between them white text has more contrast than black; either has 4.5 or above
 CM = 72 / 2.54  # points; a point is Vega's pixel in .pdf, and 1/72 inch of every other picture
 COLUMN, PAGE, TALLEST = 8.5, 17.5, 23.0  # cm: a paper's column and page are as wide, and a page as high
 MOST = 80  # rows of a picture that can still be read on a page
@@ -2193,15 +2195,15 @@ def draw_top(frame: pl.DataFrame, metric: str, title: str, look: Look) -> alt.Ch
 
     names = [cut(plain(name), 48) for name in frame["name"].head(MOST).fill_null("-")]
     rows = [f"{i}  {name}" for i, name in enumerate(names, 1)]
-    frame = frame.head(MOST).with_columns(pl.Series("_row", rows, pl.String))
-    keep = [c for c in ("name", metric, "arch", "dataset", "url", "_row") if c in frame.columns]
+    frame = frame.select(c for c in ("#", "name", metric, "arch", "dataset", "url") if c in frame.columns)
+    frame = frame.head(MOST).with_columns(pl.Series("_row", rows, pl.String), _best=pl.col("#") == 1)
     width, height = look.width or 6 * CM, look.height or 16 * len(rows)
-    chart = alt.Chart(frame.select(keep), width=width, height=height).encode(
+    chart = alt.Chart(frame, width=width, height=height).encode(
         alt.X(f"{field_of(metric)}:Q", **along(scale(look, frame, metric), title)),
         rows_of(rows, rows[:1], "", height),
-        shape=alt.condition(f"datum._row === {json.dumps(rows[0])}", alt.value("diamond"), alt.value("circle")),
-        size=alt.condition(f"datum._row === {json.dumps(rows[0])}", alt.value(110), alt.value(50)),
-        **pointer(frame.select(keep)),
+        shape=alt.condition("datum._best", alt.value("diamond"), alt.value("circle")),
+        size=alt.condition("datum._best", alt.value(110), alt.value(50)),
+        **pointer(frame),
     )
     archs = frame["arch"].fill_null("-").unique().sort().to_list() if "arch" in frame.columns else []
     if 1 < len(archs) <= len(COLOURS):
@@ -2223,9 +2225,8 @@ def draw_groups(
         frame = frame.filter(pl.col("_row").is_in(order)).drop(m for m in metrics if m != metric)
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
         frame = frame.with_columns(_height=(pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5)
-        means = frame.group_by("_row", maintain_order=True).agg(
-            pl.col(metric).mean().alias("mean"), pl.len().alias("n")
-        )
+        means = frame.group_by("_row").agg(pl.col(metric).mean().alias("mean"), pl.len().alias("n"))
+        means = means.with_columns(_best=pl.col("_row") == order[0])
         height = look.height or 24 * len(order)
         x = along(scale(look, frame, metric), title, 5 if not metrics[1:] else 3)
         chart = alt.Chart(frame, width=look.width / len(metrics) if look.width else 5 * CM, height=height).encode(
@@ -2236,24 +2237,12 @@ def draw_groups(
         box = chart.mark_boxplot(outliers=False, size=size, color="#ccc", median={"color": "#666"})
         mean = alt.Chart(means).encode(alt.X("mean:Q", **x), chart.encoding.y, **pointer(means))
         mark = {"shape": "diamond", "filled": True, "size": 5 * size, "opacity": 1}
-        winner = alt.condition(f"datum._row === {json.dumps(order[0])}", alt.value(COLOURS[1]), alt.value(COLOURS[-1]))
-        layers = [box, mean.mark_point(**mark).encode(color=winner)]
-        if frame.height <= 5000:  # more would hide the boxes, and not open in a browser
-            spread = alt.YOffset("_height:Q", scale={"domain": [-1, 1]})
-            layers.insert(
-                1, chart.mark_circle(size=size, opacity=0.6, color=COLOURS[0]).encode(spread, **pointer(frame))
-            )
-        panels.append(alt.layer(*layers))
+        mean = mean.encode(color=alt.condition("datum._best", alt.value(COLOURS[1]), alt.value(COLOURS[-1])))
+        run = chart.mark_circle(size=size, opacity=0.6, color=COLOURS[0]).encode(**pointer(frame))
+        run = run.encode(alt.YOffset("_height:Q", scale={"domain": [-1, 1]}))
+        few = frame.height <= 5000  # more would hide the boxes, and not open in a browser
+        panels.append(alt.layer(box, *[run] * few, mean.mark_point(**mark)))
     return alt.hconcat(*panels, spacing=10) if panels[1:] else panels[0]
-
-
-def inks(depths: pl.Series) -> pl.Series:
-    """The colour of the text on each shade of `SHADES`, 0 to 1: the one with more contrast (4.5 or above, WCAG 2)."""
-
-    low, high = ([int(shade[i : i + 2], 16) / 255 for i in (1, 3, 5)] for shade in SHADES)
-    parts = [a + (b - a) * depths for a, b in zip(low, high, strict=True)]
-    light = sum(w * (((part + 0.055) / 1.055) ** 2.4) for w, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
-    return pl.select(pl.when(light > 0.179).then(pl.lit("black")).otherwise(pl.lit("white"))).to_series()
 
 
 def draw_pivot(
@@ -2275,7 +2264,9 @@ def draw_pivot(
         *("mean", "std", "n", "_row", "_col"),
         _near=pl.when(near).then(pl.lit("≈ ")).otherwise(pl.lit("")),
         _best=mean == (mean.max() if descending else mean.min()).over(cols),
-        _depth=depth if descending else 1 - depth,
+        _ink=pl.when((depth if descending else 1 - depth) > WHITE_FROM)
+        .then(pl.lit("white"))
+        .otherwise(pl.lit("black")),
     )
     width, height = look.width or 66 * len(across), look.height or 26 * len(down)
     each, high = width / len(across), height / len(down)
@@ -2286,20 +2277,12 @@ def draw_pivot(
         lines = [(a.replace("(", ""), f"± {b}" if b else "") for a, _, b in (text.partition(" ± ") for text in texts)]
     size = min(8.0, each / (0.56 * max(len(line) for pair in lines for line in pair)))
     frame = frame.with_columns(
-        inks(frame["_depth"]).alias("_ink"),
-        *(
-            pl.Series(name, texts, pl.String)
-            for name, texts in zip(("_upper", "_lower"), zip(*lines, strict=True), strict=True)
-        ),
+        pl.Series("_upper", [upper for upper, _ in lines], pl.String),
+        pl.Series("_lower", [lower for _, lower in lines], pl.String),
     )
+    top = {"orient": "top", "labelAngle": 0 if each > 60 else -40, "labelOverlap": False}
     cell = alt.Chart(frame, width=width, height=height).encode(
-        alt.X(
-            "_col:N",
-            sort=across,
-            title=names(cols),
-            axis={"orient": "top", "labelAngle": 0 if each > 60 else -40, "labelOverlap": False},
-        ),
-        alt.Y("_row:N", sort=down, title=names(rows)),
+        alt.X("_col:N", sort=across, title=names(cols), axis=top), alt.Y("_row:N", sort=down, title=names(rows))
     )
     colours |= {"range": SHADES if descending else SHADES[::-1], "interpolate": "rgb"}
     bar = {"orient": "bottom", "gradientLength": 110, "gradientThickness": 8, "titleLimit": 0}
@@ -2326,14 +2309,10 @@ def draw_best(
     every = "all configurations: median, range"
     frame = labelled(chosen.drop("values", "seeds"), rows or cols, "_row")
     frame = labelled(frame, cols, "_col") if rows and cols else frame.with_columns(_col=pl.lit(""))
-    best = pl.col("mean").max() if descending else pl.col("mean").min()
-    frame = frame.with_columns(
-        _what=pl.when(pl.col("mean") == best.over("_col"))
-        .then(pl.lit(winner))
-        .otherwise(pl.when("not_told_apart").then(pl.lit(near)).otherwise(pl.lit(other))),
-        _rank=pl.col("mean").rank(descending=descending).over("_col"),
-        _every=pl.lit(every),
-    )
+    frame = frame.with_columns(_rank=pl.col("mean").rank("min", descending=descending).over("_col"))
+    others = pl.when("not_told_apart").then(pl.lit(near)).otherwise(pl.lit(other))
+    what = pl.when(pl.col("_rank") == 1).then(pl.lit(winner)).otherwise(others)
+    frame = frame.with_columns(_what=what, _every=pl.lit(every))
     down = frame.group_by("_row", maintain_order=True).agg(pl.col("_rank").mean()).sort("_rank", maintain_order=True)
     down = down["_row"].head(MOST).to_list()
     x = scale(look, frame, "mean", "min", "max", panel="_col")
@@ -2354,7 +2333,7 @@ def draw_best(
         domain = {"domain": what, "range": [COLOURS[1], COLOURS[5], COLOURS[0], "#bbb"]}
         return alt.Color(f"{field}:N", scale=domain, legend=legend(look, what, title=None))
 
-    shape = alt.condition(f"datum._what === {json.dumps(winner)}", alt.value("diamond"), alt.value("circle"))
+    shape = alt.condition("datum._rank === 1", alt.value("diamond"), alt.value("circle"))
     axis = rows_of(down, [] if panels[1:] else down[:1], names(rows or cols), height, frame["_row"].n_unique())
     chart = alt.Chart().encode(axis, **pointer(frame))
     layers = [
@@ -2365,17 +2344,20 @@ def draw_best(
     layers.append(dot.encode(at("mean"), colour("_what"), shape=shape))
     layers.append(chart.mark_rule(strokeWidth=1, color=COLOURS[-1]).encode(at("_low"), alt.X2("_high")))
     shown = frame.filter(pl.col("_row").is_in(down))
-    made = alt.layer(*layers, data=shown).properties(width=width, height=height)
-    if not panels[1:]:
-        return made
-    facet = alt.Facet("_col:N", sort=panels, title=title, header=alt.Header(labelFontWeight="bold"))
-    return made.facet(facet, columns=beside, spacing=8).resolve_scale(x="independent")
+    made = panelled(alt.layer(*layers, data=shown).properties(width=width, height=height), panels, title)
+    return made.resolve_scale(x="independent") if panels[1:] else made
 
 
 def grid(panels: Sequence[str]) -> tuple[int, int]:
     """How many panels stand beside each other, and how many below."""
     beside = next(most for most, upto in ((1, 1), (2, 2), (3, 6), (4, 12), (5, len(panels))) if len(panels) <= upto)
     return beside, -(-len(panels) // beside)
+
+
+def panelled(made: alt.LayerChart, panels: Sequence[str], title: str | None) -> alt.TopLevelMixin:
+    """The chart as a panel for each value of its column `_col`, if there are several."""
+    facet = alt.Facet("_col:N", sort=list(panels), title=title, header=alt.Header(labelFontWeight="bold"))
+    return made.facet(facet, columns=grid(panels)[0], spacing=8) if panels[1:] else made
 
 
 def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look: Look) -> alt.TopLevelMixin:
@@ -2404,10 +2386,7 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look
     line = chart.mark_line(strokeWidth=1.5).encode(alt.Y("mean:Q", **along(y, title)), dash, **pointer(frame))
     banded = look.band and len(lines) <= len(COLOURS)  # more would hide the lines
     made = alt.layer(*[band, line][not banded :], data=frame).properties(width=width, height=height)
-    if not panels[1:]:
-        return made
-    facet = alt.Facet("_col:N", sort=panels, title=None, header=alt.Header(labelFontWeight="bold"))
-    return made.facet(facet, columns=beside, spacing=8)
+    return panelled(made, panels, None)
 
 
 def shown_plainly(spec: Any) -> Any:
@@ -2435,6 +2414,19 @@ def inside(spec: dict[str, Any]) -> tuple[float, float]:
     return size["width"] * beside, size["height"] * below
 
 
+TYPE = {"labelFontSize": 7.5, "titleFontSize": 8}
+THEME = {
+    "font": "Liberation Sans, Arial, Helvetica, sans-serif",
+    "padding": 3,
+    "axis": TYPE | {"gridColor": "#eee"},
+    "axisX": {"labelFlush": False, "labelOverlap": True, "labelSeparation": 4},
+    "legend": TYPE | {"labelLimit": 0, "titleLimit": 0, "symbolSize": 40, "offset": 8},
+    "header": {"labelFontSize": 8, "titleFontSize": 8},
+    "title": {"fontSize": 9.5},
+    "view": {"stroke": None},
+}
+
+
 def picture(answer: Answer, look: Look) -> tuple[dict[str, Any], str]:
     """The answer as a Vega-Lite specification and as SVG, of the size that `look` asks for or one that fits a page.
 
@@ -2452,15 +2444,9 @@ def picture(answer: Answer, look: Look) -> tuple[dict[str, Any], str]:
         if title:
             lines = textwrap.wrap(title, int(room / 4.9))
             chart = chart.properties(title=alt.Title(lines, anchor="start", frame="bounds", offset=8))
-        chart = chart.configure(font="Liberation Sans, Arial, Helvetica, sans-serif", padding=3)
-        chart = chart.configure_axis(labelFontSize=7.5, titleFontSize=8, labelLimit=0.45 * room, gridColor="#eee")
-        chart = chart.configure_legend(
-            labelFontSize=7.5, titleFontSize=8, labelLimit=0, titleLimit=0, symbolSize=40, offset=8
-        )
-        chart = chart.configure_header(labelFontSize=8, titleFontSize=8).configure_title(fontSize=9.5)
-        chart = chart.configure_view(stroke=None)
-        chart = chart.configure_axisX(labelFlush=False, labelOverlap=True, labelSeparation=4)
-        spec = shown_plainly(chart.to_dict())
+        spec = shown_plainly(chart.to_dict()) | {
+            "config": THEME | {"axis": THEME["axis"] | {"labelLimit": 0.45 * room}}
+        }
         svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
         size = re.search(r'width="([\d.]+)" height="([\d.]+)"', svg)
         assert size
@@ -2839,7 +2825,7 @@ def file_of(suffixes: Sequence[str]) -> Callable[[str], Path]:
     """An argument type: a path that ends in one of `suffixes`."""
 
     def path(text: str) -> Path:
-        found = Path(text).expanduser()
+        found = Path(os.path.expanduser(text))  # noqa: PTH111
         if found.suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {' '.join(suffixes)}")
         return found

@@ -16,6 +16,7 @@
     uv run wandb-tools/export_runs.py -e my_team --include-history \\
         --history-keys 'train/*,val/loss'
     uv run wandb-tools/export_runs.py -e my_team --dry-run
+    uv run wandb-tools/export_runs.py --offline wandb/            # runs that never reached W&B
 
 The files are wandb_export/{entity}_{project}_runs.parquet and so on. Run it
 again at any time: only runs that are new or changed are fetched. Kill it at
@@ -45,9 +46,11 @@ import json
 import os
 import re
 import shutil
+import struct
 import sys
 import threading
 import time
+import zlib
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,7 +58,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 if TYPE_CHECKING:
@@ -475,6 +478,7 @@ def column_name(key: str) -> str:
 
 DECODER = json.JSONDecoder(strict=False)  # control characters in strings occur,
 CONTROL = re.compile(r"[\x00-\x1f]")  # which other JSON parsers reject
+BY_NAME = json.JSONDecoder(parse_constant=str)  # NaN and the infinities as W&B hands them out, by name
 NAMED_FLOATS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
@@ -643,7 +647,7 @@ class Project:
     entity: str
     name: str
     args: argparse.Namespace  # the command line; `filters`, Mongo-style, were added to it
-    server: Connection
+    server: Connection | Folders
     pool: ThreadPoolExecutor  # requests run here, at most `--workers` at a time over all projects
     progress: Progress
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -651,6 +655,7 @@ class Project:
     heavy: int = 0  # runs in a row that did not even come alone
     arrived: float = field(default_factory=lambda: time.monotonic())  # when a history last came
     part_number: Iterator[int] = field(default_factory=itertools.count)
+    logs: dict[str, list[list[int]]] = field(default_factory=dict)  # of runs from folders: times and sizes
     runs: int = 0
     new: int = 0
     updated: int = 0
@@ -762,14 +767,15 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
 
     rows: list[dict[str, Any]] = []
     data: list[tuple[dict[str, Any], ...]] = []  # config, summary and system metrics of each
-    place = f"{project.server.app_url.rstrip('/')}/{quote(project.entity, safe='')}/{quote(project.name, safe='')}"
+    app = project.server.app_url
+    place = f"{app}/{quote(project.entity, safe='')}/{quote(project.name, safe='')}/runs"
     for node in nodes:
         try:
             row, *parsed = read_run(node, project.args.system_metrics)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             note_failure(project, node, f"its config or summary cannot be read: {error}")
             continue
-        url = f"{place}/runs/{quote(row['id'], safe='')}"
+        url = f"{place}/{quote(row['id'], safe='')}" if app else None
         rows.append(row | {"entity": project.entity, "project": project.name, "url": url})
         data.append(tuple(parsed))
     cells = gather(*zip(*data, strict=True)) if data else {}
@@ -809,7 +815,7 @@ def footer(project: Project, **about: Any) -> dict[str, str]:
 def runs_footer(project: Project, kinds: dict[Key, Counter[str]]) -> dict[str, str]:
     """The footer of a file of runs: how many values of which kind each key has, and its column."""
     keys = [[list(key), +kinds[key], column] for key, column in name_columns(kinds).items()]
-    return footer(project, system=project.args.system_metrics, keys=keys)
+    return footer(project, system=project.args.system_metrics, keys=keys, logs=project.logs)
 
 
 def now() -> str:
@@ -1311,7 +1317,12 @@ def fetch_history(project: Project, runs: Iterable[dict[str, Any]]) -> dict[str,
         project.progress.note(f"... {plain(project.title)}: going on from the history of {len(done)} runs on disk")
     project.progress.expect(len(todo), "histories")
     size = max(10, min(25, -(-len(todo) // project.args.workers)))
-    run_jobs(project, [functools.partial(ask_addresses, project, some, done) for some in batched(todo, size)])
+    if project.args.offline:
+        logs = project.server.runs[project.entity, project.name]
+        jobs = [functools.partial(fetch_run_history, project, run, {"logs": logs[run["id"]]}, done) for run in todo]
+    else:
+        jobs = [functools.partial(ask_addresses, project, some, done) for some in batched(todo, size)]
+    run_jobs(project, jobs)
     return done
 
 
@@ -1362,7 +1373,7 @@ def fetch_run_history(
             if where is None:
                 raise Stop("W&B does not show this run any more", 1)
             try:
-                done[run["id"]] = assemble(project, run, where["parquetUrls"] or [], where["liveData"] or [])
+                done[run["id"]] = assemble(project, run, where)
                 break
             except Expired:
                 if attempt == 2:
@@ -1382,8 +1393,8 @@ def note_history_failure(project: Project, run: dict[str, Any], error: Exception
     note_failure(project, {"name": run["id"], "displayName": run["name"]}, f"history: {error}")
 
 
-def assemble(project: Project, run: dict[str, Any], urls: list[str], live: list[Any]) -> Facts:
-    """Download a run's exported files, fetch its live rows, and make one clean file of them.
+def assemble(project: Project, run: dict[str, Any], where: dict[str, Any]) -> Facts:
+    """Download a run's exported files and fetch its live rows, or read its `logs`, and make one clean file of them.
 
     It has the columns STEP and the logged keys, Float64 or String, one row per step, ordered by it, and the facts in
     its footer. Rows are converted in small batches, so that no run is held whole (one whose rows are out of order or
@@ -1394,13 +1405,15 @@ def assemble(project: Project, run: dict[str, Any], urls: list[str], live: list[
     import pyarrow.parquet as pq
 
     target, globs = history_part(project, run), project.args.history_keys
+    urls = where.get("parquetUrls") or []
     raw = [target.with_suffix(f".{number}.raw") for number in range(len(urls))]
     for path, url in zip(raw, urls, strict=True):
         download(project, url, path)
     claimed = sum(open_parquet(path).metadata.num_rows for path in raw)
     if claimed > 2 * (run["history_rows"] or 10_000_000) + 100_000:
         raise ValueError(f"its exported files claim {claimed} rows, and W&B counts {run['history_rows']}")
-    for rows in filter(None, fetch_live_rows(project, run, live)):
+    live = fetch_live_rows(project, run, where.get("liveData") or [])
+    for rows in filter(None, read_logged(where["logs"]) if "logs" in where else live):
         raw.append(target.with_suffix(f".{len(raw)}.raw"))
         pq.write_table(live_table(rows), raw[-1], compression="lz4")
     kinds = joined(key_kinds(path, globs) for path in raw)
@@ -1473,10 +1486,12 @@ def live_table(rows: list[dict[str, Any]]) -> pa.Table:
     columns: dict[str, list[Any]] = {}
     for number, row in enumerate(map(dotted, rows)):
         for key, value in row.items():
-            columns.setdefault(clean_text(key), [None] * len(rows))[number] = value
+            if (column := columns.get(key)) is None:
+                column = columns[key] = [None] * len(rows)
+            column[number] = value
     arrays = {"_step": pa.array(map(int, columns.pop("_step")), pa.int64())}
-    for key, values in columns.items():
-        numbers = list(map(as_number, values))
+    for key, values in zip(map(clean_text, columns), columns.values(), strict=True):
+        numbers, _ = number_column(values)
         numeric = numbers.count(None) == values.count(None)
         arrays[key] = to_array(numbers, "double") if numeric else to_array(list(map(as_text, values)), "string")
     return pa.table(arrays)
@@ -1647,6 +1662,335 @@ def slices(facts: Facts) -> Iterator[pa.Table]:
         row += rows
 
 
+# ---------------------------------------------------------------- runs from folders, in place of W&B
+
+LOG_HEADER = b":W&B\xe1\xbe\x00"  # its last byte is the format's version
+LOG_BLOCK = 32_768
+LOGGED_VALUES = 200_000  # decoded at once
+STILL_RUNNING = 600  # seconds since its last change in which a log that tells of no end is that of a running run
+# What of a run its log tells: W&B's name of it, and the log's.
+RECORDED = {"displayName": "display_name", "tags": "tags", "group": "run_group", "jobType": "job_type"}
+RECORDED |= {"notes": "notes", "sweepName": "sweep_id"}
+
+
+class Log(NamedTuple):
+    """A `.wandb` file: what one session of a run logged. Times are nanoseconds since 1970."""
+
+    path: Path
+    entity: str
+    project: str
+    run: str  # its id
+    started: int
+    changed: int
+    size: int
+
+
+class Folders:
+    """Folders of run logs, in the place of a `Connection`. `runs` has the logs by (entity, project), then by run id."""
+
+    app_url = base_url = None
+    entities: Sequence[str] = ()
+
+    def __init__(self, folders: list[Path]) -> None:
+        """Find the logs in `FOLDER/offline-run-*/` and `FOLDER/run-*/`, or in the folder of one run.
+
+        Of copies of one session the largest counts. A run that recorded no entity gets WANDB_ENTITY, else `offline`.
+        """
+        import wandb
+
+        self.version, self.damage = wandb.__version__, dict[Path, str]()
+        entity = read_settings().get("WANDB_ENTITY", ("offline", ""))[0].split(",")[0].strip()
+        paths = (
+            path
+            for folder in folders
+            for place in ("", "offline-run-*/", "run-*/")
+            for path in folder.glob(f"{place}*.wandb")
+        )
+        sessions: dict[tuple[str, str, str, int], Log] = {}
+        for path in paths:
+            run = next((record.run for record in read_log(path, self.damage) if record.HasField("run")), None)
+            if run is None:
+                self.damage.setdefault(path, "tells of no run")
+                continue
+            session = (run.entity or entity, run.project or "uncategorized", run.run_id, run.start_time.ToNanoseconds())
+            log = Log(path, *session, path.stat().st_mtime_ns, path.stat().st_size)
+            sessions[session] = max(log, sessions.get(session, log), key=lambda log: (log.size, log.path))
+        self.runs: dict[tuple[str, str], dict[str, list[Log]]] = {}
+        for log in sorted(sessions.values(), key=lambda log: (log.started, log.path)):
+            self.runs.setdefault((log.entity, log.project), {}).setdefault(log.run, []).append(log)
+        self.account = f"{len(sessions)} run log{'s'[: len(sessions) != 1]} in {', '.join(map(str, folders))}"
+
+
+def read_log(path: Path, damage: dict[Path, str]) -> Iterator[Any]:
+    """The `Record`s of a log that are whole; what is wrong with the rest is noted in `damage`.
+
+    Behind the header it is LevelDB's format: blocks of 32 KiB hold chunks of CRC-32 (over type and data), length, type
+    and data. A record is a whole chunk (type 1), or a first (2), middle ones (3) and a last (4); fewer than 7 bytes at
+    the end of a block are padding. Where a CRC does not hold, the next chunk whose CRC does is looked for.
+    """
+    from google.protobuf.message import DecodeError
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    pieces: list[bytes] = []
+    bad, lost, rest = 0, False, 0
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        damage[path] = f"cannot be read: {error.strerror}"
+        return
+    with file:
+        if (header := file.read(len(LOG_HEADER))) != LOG_HEADER:
+            damage[path] = "is no run log in the format that this script knows" if header else "is empty"
+            return
+        while block := file.read(LOG_BLOCK - file.tell() % LOG_BLOCK):
+            at, lost = 0, False
+            while at + 7 <= len(block):
+                checksum, length, kind = struct.unpack_from("<IHB", block, at)
+                chunk = block[at + 6 : at + 7 + length]
+                if zlib.crc32(chunk) != checksum or len(chunk) <= length:
+                    bad, lost, pieces, at = bad + (not lost), True, [], at + 1
+                    continue
+                lost, at = False, at + 7 + length
+                if kind < 3 or pieces:  # otherwise its beginning was in a damaged chunk
+                    pieces = [*pieces, chunk[1:]] if kind > 2 else [chunk[1:]]
+                if pieces and kind in (1, 4):
+                    try:
+                        yield Record.FromString(b"".join(pieces))
+                    except DecodeError:
+                        bad += 1
+                    pieces = []
+            rest = len(block) - at if file.tell() % LOG_BLOCK else 0
+    if bad > lost:
+        damage[path] = f"is damaged in {bad} place{'s'[: bad != 1]}"
+    elif lost or pieces or rest:
+        damage[path] = "is cut off in mid-record"
+
+
+def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set what a path leads to, as W&B's core does: what is in the way goes, and a dict is set value by value."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            put(tree, [*path, name], below)
+        return
+    for name in path[:-1]:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {}
+        tree = tree[name]
+    tree[path[-1]] = value
+
+
+def drop(tree: dict[str, Any], path: Sequence[str]) -> None:
+    """Remove what a path leads to, and the dicts that are empty then."""
+    below = tree.get(path[0])
+    if len(path) > 1 and isinstance(below, dict):
+        drop(below, path[1:])
+    if len(path) == 1 or below == {}:
+        tree.pop(path[0], None)
+
+
+def change(tree: dict[str, Any], record: Any, read: Callable[[str], Any]) -> None:
+    """Carry out a config or a summary record, with the values that `read` makes of their JSON."""
+    for item in record.update:
+        path = item.nested_key
+        if len(path) == 1 and read is str:  # as `put` does, for the many
+            tree[path[0]] = item.value_json
+        else:
+            put(tree, path or [item.key], read(item.value_json))
+    for item in record.remove:
+        drop(tree, item.nested_key or [item.key])
+
+
+def read_texts(tree: dict[str, Any]) -> dict[str, Any]:
+    """A summary from its values' JSON, as W&B hands it out: NaN and the infinities by name, nothing that is null."""
+    values = {n: read_texts(t) or None if isinstance(t, dict) else BY_NAME.decode(t) for n, t in tree.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def number_metrics(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `define_metric` said, as W&B's config has it: by numbers of protobuf fields, step metrics by their place."""
+    for metric in list(metrics.values()):
+        if metric.step_metric not in ("", *metrics):
+            metrics[metric.step_metric] = type(metric)(name=metric.step_metric)
+    order = sorted(metrics, key=lambda name: name.endswith("*"))
+    return [
+        {"2" if (metric := metrics[name]).glob_name else "1": name}
+        | ({"5": 1 + order.index(metric.step_metric)} if metric.step_metric else {})
+        | {"6": [field.number for field, _ in metric.options.ListFields()]}
+        | {"7": [field.number for field, _ in metric.summary.ListFields()]}
+        for name in order
+    ]
+
+
+def read_run_logs(logs: list[Log], damage: dict[Path, str]) -> dict[str, Any]:
+    """A run as `tabulate` takes it, from the logs of its sessions, oldest first; what they do not tell is None.
+
+    The sessions of a resumed run become one as in W&B: of config and summary a later session's top-level keys replace
+    an earlier one's, and a step that is not above the one before becomes the next one.
+    """
+    from google.protobuf.json_format import MessageToDict
+    from wandb.proto.wandb_internal_pb2 import EnvironmentRecord, MetricRecord
+
+    node: dict[str, Any] = {**dict.fromkeys(FIELDS.values()), "name": logs[0].run}
+    config, summary, system = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    rows, step, code = 0, -1, None
+    for log in logs:
+        own, told, logged, metrics = {"_wandb": dict[str, Any]()}, dict[str, Any](), dict[str, Any](), dict[str, Any]()
+        environment, begun, code = EnvironmentRecord(), False, None
+        for record in read_log(log.path, damage):
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
+                rows, step = rows + 1, max(step + 1, record.history.step.num)
+                if "_step" not in told:  # before 0.17 the client wrote the summary only when the run ended
+                    for item in record.history.item:
+                        put(logged, item.nested_key or [item.key], item.value_json)
+            elif kind == "summary":
+                change(told, record.summary, str)
+            elif kind == "config":
+                change(own, record.config, json.loads)
+            elif kind == "run":
+                run = record.run
+                if not begun:  # later ones tell the config as the client has it, not as W&B has
+                    change(own, run.config, json.loads)
+                    versions = {name: getattr(run.telemetry, name) for name in ("cli_version", "python_version")}
+                    own["_wandb"] |= versions
+                begun = True
+                node |= {name: value for name, field in RECORDED.items() if (value := getattr(run, field))}
+                node["commit"] = run.git.commit or node["commit"]
+            elif kind == "metric" and not record.metric.expanded_from_glob:
+                name = record.metric.glob_name or record.metric.name
+                if record.metric._control.overwrite:
+                    metrics.pop(name, None)
+                metrics.setdefault(name, MetricRecord()).MergeFrom(record.metric)
+            elif kind == "environment":
+                environment.MergeFrom(record.environment)
+            elif kind == "stats":
+                system |= {item.key: json.loads(item.value_json) for item in record.stats.item}
+            elif kind == "exit":
+                code = record.exit.exit_code
+        own["_wandb"]["m"] = number_metrics(metrics)
+        own["_wandb"] |= {"e": {environment.writer_id: MessageToDict(environment)}} if environment.writer_id else {}
+        config |= own
+        summary |= read_texts(told if "_step" in told else logged | told)
+    summary |= {"_step": step} if "_step" in summary else {}
+    changed = max(log.changed for log in logs)
+    running = code is None and time.time() - changed / 1e9 < STILL_RUNNING
+    if running:
+        damage.pop(logs[-1].path, None)  # its last record may be on its way to the disk
+    node["state"] = "running" if running else "crashed" if code is None else "failed" if code else "finished"
+    for name, moment in (("createdAt", logs[0].started), ("heartbeatAt", changed)):
+        node[name] = datetime.fromtimestamp(moment // 1000 / 1e6, UTC).isoformat() if moment else None
+    node |= {"historyLineCount": rows, "config": json.dumps({name: {"value": config[name]} for name in config})}
+    return node | {"summaryMetrics": json.dumps(summary), "systemMetrics": json.dumps(system)}
+
+
+def read_logged(logs: list[Log]) -> Iterator[list[dict[str, Any]]]:
+    """What a run logged, in lists of some thousand rows as W&B gives them, with steps as in `read_run_logs`."""
+    step, held = -1, 0
+    texts: list[str] = []  # rows as JSON, but for
+    nested: list[tuple[int, Sequence[str], str]] = []  # values with a path of several keys
+    names: dict[Any, str] = {}  # every key so far, as JSON
+
+    def rows() -> list[dict[str, Any]]:
+        decoded = BY_NAME.decode(f"[{','.join(texts)}]")
+        for row, path, text in nested:
+            put(decoded[row], path, BY_NAME.decode(text))
+        return decoded
+
+    for record in (record for log in logs for record in read_log(log.path, {}) if record.HasField("history")):
+        step = max(step + 1, record.history.step.num)
+        values = []
+        for item in record.history.item:
+            path = item.nested_key
+            if len(path) > 1:
+                nested.append((len(texts), path, item.value_json))
+                names[*path] = ""
+            else:
+                key = path[0] if path else item.key
+                values.append(f"{names.get(key) or names.setdefault(key, json.dumps(key))}:{item.value_json}")
+        texts.append("{" + ",".join([*values, f'"_step":{step}']) + "}")
+        held += len(record.history.item)
+        if held > LOGGED_VALUES or len(texts) * len(names) > HISTORY_CELLS:
+            yield rows()
+            texts, nested, held = [], [], 0
+    yield rows()
+
+
+def recorded_projects(
+    folders: Folders, entities: Sequence[str], wanted: list[str]
+) -> tuple[list[tuple[str, str]], list[Stop]]:
+    """(entity, project) of the runs in the folders that are asked for, and which files tell of no run."""
+    found = [
+        (entity, project)
+        for entity, project in folders.runs
+        if not entities or not {entity, f"{entity}/{project}"}.isdisjoint(entities)
+        if not wanted or any(fnmatch.fnmatchcase(project, glob) for glob in wanted)
+    ]
+    problems = [Stop(f"{plain(path)} {wrong}", 1) for path, wrong in folders.damage.items()]
+    if not found and not problems:
+        asked, known = " and ".join([*entities, *wanted]), ", ".join(map("/".join, folders.runs))
+        advice = (
+            f"is of {asked}. They are of {known}." if known else "was found. Name one like wandb/, of offline-run-*."
+        )
+        problems.append(Stop(f"no run in the folders {advice}"))
+    return found, problems
+
+
+def is_wanted(args: argparse.Namespace, print_: tuple[Any, ...]) -> bool:
+    """Whether the filters let the run with this fingerprint through; as at W&B, by whole seconds."""
+    run = dict(zip(FIELDS, print_, strict=True))
+    second = (run["created_at"] or 0) // 1_000_000
+    return not (
+        (args.since and second < int(args.since.timestamp()))
+        or (args.until and second >= int(args.until.timestamp()))
+        or (args.state and run["state"] not in args.state)
+        or (args.tag and {*args.tag}.isdisjoint(run["tags"]))
+    )
+
+
+def list_logs(project: Project, previous: Runs | None, write: bool = True) -> dict[str, tuple[Any, ...]]:
+    """Run id -> fingerprint of the runs with logs that are asked for; those that are new or changed become parts.
+
+    A run is read again until its logs are whole and tell of its end. What W&B itself said of a run stands.
+    """
+    folders, args, listing = project.server, project.args, Listing(project, full=True)
+    project.logs = dict(previous.about.get("logs", {})) if previous else {}
+    before = {print_[0]: print_ for print_ in previous.prints} if previous else {}
+    full = not previous or args.full or bool(full_phase(project)) or previous.about["system"] < args.system_metrics
+    logs = {
+        run: logs
+        for run, logs in folders.runs[project.entity, project.name].items()
+        if run not in before or run in project.logs
+    }
+    marks = {run: [[log.changed, log.size] for log in own] for run, own in logs.items()}
+    stale = [run for run in logs if full or project.logs.get(run) != marks[run]]
+    listing.prints |= {run: before[run] for run in logs.keys() - stale if is_wanted(args, before[run])}
+    project.progress.expect(len(stale))
+    nodes: list[dict[str, Any]] = []
+    for run in stale:
+        try:
+            node = read_run_logs(logs[run], folders.damage)
+        except (ValueError, RecursionError) as error:
+            note_failure(project, {"name": run}, f"its logs cannot be read: {error}")
+            continue
+        print_ = fingerprint(fixed_fields(node).values())
+        if not is_wanted(args, print_):
+            continue
+        wrong = [f"{log.path} {folders.damage[log.path]}" for log in logs[run] if log.path in folders.damage]
+        for what in wrong:
+            say(f"error: {plain(what)}; what is whole is exported")
+            project.failed[run] = {"id": run, "name": node["displayName"] or "", "error": what}
+        project.logs[run] = [] if wrong or node["state"] == "running" else marks[run]
+        if write:
+            nodes.append(node)
+        else:
+            listing.prints[run] = print_
+        if len(nodes) == 20:  # few, so that one sees it go on
+            listing.keep(nodes)
+            nodes = []
+    listing.keep(nodes)
+    return listing.prints
+
+
 # ---------------------------------------------------------------- one project, from W&B to its files
 
 
@@ -1750,10 +2094,15 @@ def export_runs(project: Project) -> None:
         project.progress.note(f"... {plain(project.title)}: {on_disk}")
     known = [*parts.values(), *([previous] if previous and full_phase(project) != "runs" else [])]
     have = {print_ for runs in known if runs.about["system"] >= args.system_metrics for print_ in runs.prints}
-    listing = list_runs(project, have, full=not have)
-    have |= {print_ for part in open_parts(project, parts) for print_ in part.prints}
-    stale = [run for run, print_ in listing.items() if print_ not in have and run not in project.failed]
-    fetch_runs(project, stale)
+    if args.offline:
+        listing = list_logs(project, previous)
+    else:
+        listing = list_runs(project, have, full=not have)
+        held = previous.about.get("logs", {}) if previous else {}
+        project.logs = {run: marks for run, marks in held.items() if run not in listing}
+        have |= {print_ for part in open_parts(project, parts) for print_ in part.prints}
+        stale = [run for run, print_ in listing.items() if print_ not in have and run not in project.failed]
+        fetch_runs(project, stale)
     open_parts(project, parts)
     unchanged = merge_runs(project, previous, [*parts.values()], listing)
     project.listed = set(listing)
@@ -1801,7 +2150,7 @@ def merge_runs(project: Project, previous: Runs | None, parts: list[Runs], listi
         counted = f"W&B counts {len(listing) + project.not_listed} runs and lists {len(listing)}, also when asked again"
         say(f"error: {plain(project.title)}: {counted}. Nothing is removed on its word; run the command again later.")
     elif not (project.args.filters or project.args.keep_deleted):
-        for run in winners.keys() - listing.keys() - project.failed.keys():
+        for run in winners.keys() - listing.keys() - project.failed.keys() - project.logs.keys():
             del winners[run]
         project.removed = [{"id": run, "name": before[run][1] or ""} for run in before if run not in winners]
     from_before = {run for run, (number, _) in winners.items() if previous and number == 0}
@@ -1810,7 +2159,7 @@ def merge_runs(project: Project, previous: Runs | None, parts: list[Runs], listi
     project.updated = project.runs - project.new - project.unchanged
     project.states = Counter(sources[s].prints[row][STATE] for s, row in winners.values())
     same = bool(previous) and previous.about["system"] == project.args.system_metrics
-    same = same and from_before == before.keys() == winners.keys()
+    same = same and from_before == before.keys() == winners.keys() and previous.about.get("logs", {}) == project.logs
     if winners and not same:
         merge(project, sources, winners)
     return same
@@ -1986,6 +2335,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("-e", "--entity", metavar="NAME", **several, help="user or team, or entity/project; default: yours; repeatable")
     add("-p", "--project", metavar="NAME", **several, help="exact name or glob; default: every project; repeatable")
+    add("--offline", metavar="DIR", **several, help="read the run folders in DIR, such as wandb/, not W&B; repeatable")
     add("-o", "--output", metavar="DIR", type=Path, default=OUTPUT, help=f"output folder; default: {OUTPUT}/")
     add("--include-history", **switch, help="also every logged step, to {entity}_{project}_history.parquet")
     add = parser.add_argument_group("which runs are fetched (rows already on disk stay)").add_argument
@@ -2021,6 +2371,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--since {args.since:%Y-%m-%d %H:%M} is not before --until {args.until:%Y-%m-%d %H:%M}")
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"-o {args.output} is a file; name a folder")
+    args.offline = list(map(Path, args.offline))
+    if missing := [folder for folder in args.offline if not folder.is_dir()]:
+        parser.error(f"--offline {missing[0]}: there is no such folder")
+    if args.offline:
+        args.keep_deleted, args.workers = True, min(2, args.workers)  # they compute, and hold a batch of rows each
     args.history_keys = [glob.strip() for glob in args.history_keys.split(",") if glob.strip()]
     args.state = [] if "all" in args.state else list(dict.fromkeys(args.state))
     times = {"since": args.since, "until": args.until}
@@ -2085,17 +2440,22 @@ def unseen(server: Connection, entity: str, project: str, names: list[str] | Non
 
 def preview(project: Project) -> None:
     """Say what an export would fetch, from a listing without configs and summaries."""
+    target = project.path("runs.parquet")
     paths = sorted(project.parts.glob("*.parquet")) if project.parts.is_dir() else []
-    if project.path("runs.parquet").exists() and not project.args.full:
-        paths.insert(0, project.path("runs.parquet"))
+    if target.exists() and not project.args.full:
+        paths.insert(0, target)
     have = {print_ for path in paths for print_ in Runs(path, project).prints}
-    listing = list_runs(project, have, full=False)
+    if project.args.offline:
+        listing = list_logs(project, Runs(target, project) if target.exists() else None, write=False)
+    else:
+        listing = list_runs(project, have, full=False)
     stale = sum(print_ not in have for print_ in listing.values())
     history = ""
     if project.args.include_history:
-        history = f", and the history of up to {len(listing)} in about {-(-len(listing) // 25)}"
-    requests = -(-stale // PAGE)
-    print(f"{plain(project.title)}: would fetch {stale} of {len(listing)} runs in about {requests} requests{history}")
+        history = f", and the history of up to {len(listing)}"
+        history += "" if project.args.offline else f" in about {-(-len(listing) // 25)}"
+    requests = "" if project.args.offline else f" in about {-(-stale // PAGE)} requests"
+    print(f"{plain(project.title)}: would fetch {stale} of {len(listing)} runs{requests}{history}")
 
 
 def import_ahead() -> None:
@@ -2113,12 +2473,13 @@ def main() -> int:
     sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
     sys.setrecursionlimit(10_000)  # configs may be nested deeply,
     sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
-    server = Connection(args.api_key)
+    server = Folders(args.offline) if args.offline else Connection(args.api_key)
     progress = Progress(args.quiet)
     progress.note(f"Using {server.account}")
     pool = ThreadPoolExecutor(args.workers)
     try:
-        found, problems = find_projects(server, args.entity or server.entities, args.project)
+        find = recorded_projects if args.offline else find_projects
+        found, problems = find(server, args.entity or server.entities, args.project)
         for problem in problems:
             say(f"error: {problem}")
         if not found:
