@@ -6,7 +6,6 @@ one completes it; and it never replaces a good file by a worse one.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -182,9 +181,7 @@ def test_a_rate_limit_that_outlives_the_clients_own_wait_makes_all_workers_wait_
     done = good(export(server, folder, "-p", "p"))
     assert_contract_of_ids(read(folder, "p"), server)
     assert "limits requests; waiting 2 s" in done.err
-    quiet = [b - a for a, b in itertools.pairwise(starts[4:]) if b - a > 0.5]
-    assert quiet  # the client's own second, then ours, for all
-    assert max(quiet) > 1.5
+    assert starts[-1] - starts[4] > 2.8  # the client's own second, then two of ours
 
 
 @pytest.mark.parametrize("fault", ["error_5xx", "cut_body", "hang"])
@@ -673,9 +670,9 @@ def test_ctrl_c_ends_at_once_whatever_the_server_does(server, folder, forks):
 def test_two_exports_of_one_project_at_once(server, folder, forks):
     add_runs(server, 150)
     fill_small(server, "q")
-    server.weather.latency = 0.5
+    server.weather.latency = 1
     forks.start(server, folder, "-p", "p")
-    forks.until(lambda: server.stats.total)
+    forks.until(lambda: server.stats.requests["ExportRuns"])
     done = export(server, folder, "-p", "p", "-p", "q")
     assert done.code == 1
     assert f"{TEAM}/p" in done.err

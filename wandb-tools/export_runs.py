@@ -68,9 +68,9 @@ if TYPE_CHECKING:
 TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-account key in .env
 OUTPUT = Path("wandb_export")
 WORKERS = 8  # requests in flight, over all projects
-FIRST_PAGE, PAGE, LARGEST_PAGE = 100, 300, 1000  # runs per request: the very first, those that follow, the most
-PAGE_BYTES = 4_000_000  # of config and summary on a page, about
-BLOCK = 1000  # runs per row group, and held at once when the file is built
+FIRST_PAGE, PAGE, LARGEST_PAGE = 100, 280, 1000  # runs per request: the very first, those that follow, the most
+PAGE_BYTES = 3_400_000  # of config and summary on a page, about
+BLOCK = 500  # runs per row group, and held at once when the file is built
 HISTORY_ROWS, HISTORY_CELLS = 20_000, 4_000_000  # rows of history converted at once, values per row group
 PART = {"compression": "lz4", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
 LIVE_STEPS = 1000  # the span of one history call; W&B's client pages so too, and wider ones may be sampled
@@ -314,9 +314,12 @@ class Connection:
 
             api = self.answer(lambda limit: wandb.Api(api_key=self.key or None, timeout=limit))
         except ValueError as error:  # most are pydantic's
-            wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
+            wrong = [(".".join(map(str, each["loc"])), each) for each in getattr(error, "errors", list)()]
+            wrong = [f"{name or 'the address'} {each['input']!r}: {each['msg']}" for name, each in wrong]
             raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
-        except wandb.errors.UsageError:
+        except Exception as error:  # while the client is imported its classes have no names
+            if type(error).__name__ != "UsageError":
+                raise
             raise Stop(
                 f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
                 f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
@@ -1167,7 +1170,9 @@ class Listing:
         variables |= {f"s{i}": all_of([*project.args.filters, created(a, b)]) for i, (a, b) in enumerate(slices)}
         reply = project.server.ask(query, variables)["project"]
         counts = [reply[f"s{i}"] for i in range(len(slices))]
-        share = max(FIRST_PAGE, -(-sum(counts) // project.args.workers))
+        pages = -(-sum(counts) // project.sizes[True])  # a window each where they are few
+        windows = pages if pages < 2 * project.args.workers else project.args.workers
+        share = max(FIRST_PAGE, -(-sum(counts) // max(1, windows)))
         held = 0
         for (a, b), runs in zip(slices, counts, strict=True):
             heavy = runs > 2 * share and b - a > 1
@@ -2046,7 +2051,8 @@ def working(project: Project) -> Iterator[None]:
     finally:
         if not any(project.parts.rglob("*.parquet")) and not full_phase(project):
             shutil.rmtree(project.parts, ignore_errors=True)
-        path.unlink(missing_ok=True)
+        if os.name == "posix":  # elsewhere a file that is open stays
+            path.unlink(missing_ok=True)
         os.close(lock)
 
 
@@ -2270,20 +2276,19 @@ class Progress:
 
     def expect(self, number: int, what: str = "runs") -> None:
         """So many more are to come."""
-        with self.lock:
-            self.totals[what] += number
-            if self.bars and number:
-                self.bars.update(self.tasks[what], total=self.totals[what], visible=True)
+        self.fetched(0, what, number)
 
-    def fetched(self, number: int, what: str = "runs") -> None:
-        """So many more came."""
+    def fetched(self, number: int, what: str = "runs", more: int = 0) -> None:
+        """So many came, of so many more."""
         with self.lock:
             before = self.counts[what]
             self.counts[what] += number
-            if self.bars:
-                speed = self.bars.tasks[self.tasks[what]].speed
+            self.totals[what] += more
+            if self.bars and self.totals[what]:
+                task, total = self.tasks[what], self.totals[what]
+                speed = self.bars.tasks[task].speed
                 rate = f"{speed:,.0f}/s" if speed else ""
-                self.bars.update(self.tasks[what], completed=self.counts[what], rate=rate, visible=True)
+                self.bars.update(task, completed=self.counts[what], total=total, rate=rate, visible=True)
             elif not self.quiet:
                 for hundred in range(before // 100 + 1, self.counts[what] // 100 + 1):
                     say(f"... fetched {hundred * 100} {what}")
@@ -2339,13 +2344,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-o", "--output", metavar="DIR", type=Path, default=OUTPUT, help=f"output folder; default: {OUTPUT}/")
     add("--include-history", **switch, help="also every logged step, to {entity}_{project}_history.parquet")
     add = parser.add_argument_group("which runs are fetched (rows already on disk stay)").add_argument
-    add(
-        "-s",
-        "--since",
-        metavar="WHEN",
-        type=parse_when,
-        help="created since 7d, 24h, 2w, 2025-10-01 or an ISO time (UTC)",
-    )
+    since_help = "created since 7d, 24h, 2w, 2025-10-01 or an ISO time (UTC)"
+    add("-s", "--since", metavar="WHEN", type=parse_when, help=since_help)
     add("--until", metavar="WHEN", type=parse_when, help="created before")
     options = {"action": "extend", "type": parse_states, "default": []}
     add("--state", metavar="STATES", **options, help=f"any of {', '.join(STATES)}; commas, or repeated")

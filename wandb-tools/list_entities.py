@@ -244,9 +244,12 @@ class Connection:
 
             api = self.answer(lambda limit: wandb.Api(api_key=self.key or None, timeout=limit))
         except ValueError as error:  # most are pydantic's
-            wrong = [f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in getattr(error, "errors", list)()]
+            wrong = [(".".join(map(str, each["loc"])), each) for each in getattr(error, "errors", list)()]
+            wrong = [f"{name or 'the address'} {each['input']!r}: {each['msg']}" for name, each in wrong]
             raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
-        except wandb.errors.UsageError:
+        except Exception as error:  # while the client is imported its classes have no names
+            if type(error).__name__ != "UsageError":
+                raise
             raise Stop(
                 f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
                 f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
