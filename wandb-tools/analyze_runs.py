@@ -1797,12 +1797,14 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
     wide, shown = spread(stats.rename({"_x": x}), [x], groups)
     rows = sorted({round(i * (wide.height - 1) / 9) for i in range(10)})
     smoothed = f", smoothed {smooth:g}" if smooth else ""
+    word = column_name(y).lower()
+    way = highest_wins(word, None, False, reported=False) if DIRECTION.search(word) else None
     return Answer(
         f"{y} along {x}: mean ± std over runs{smoothed}",
         wide,
         shown,
         rows=rows if len(rows) < wide.height else None,
-        draw=lambda look: draw_curves(stats, groups, x, y, look),
+        draw=lambda look: draw_curves(stats, groups, x, spelled(runs, y, way), look),
         caption=y + (f" by {names(by)}" if by else ""),
     )
 
