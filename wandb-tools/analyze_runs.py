@@ -2555,26 +2555,25 @@ def draw_along(points: pl.DataFrame, column: str, metric: str) -> alt.LayerChart
 
     frame = points.with_columns(finite(metric)).drop_nulls([column, metric]).sort(column)
     means = frame.group_by(column, maintain_order=True).agg(pl.col(metric).mean(), pl.len().alias("n"))
-    title = short(column)
-    if numbers := frame[column].dtype.is_numeric():
-        how: dict[str, object] = {"scale": scale(Look(), frame, column)}
+    numbers, title, height = frame[column].dtype.is_numeric(), short(column), 180
+    how: dict[str, object] = {"title": None}
+    if numbers:
+        how["scale"] = scale(Look(), frame, column)
     else:  # names read better as rows
         title += f", 20 of {means.height} values" if means.height > 20 else ""
         means = means.top_k(20, by="n").sort(column)
-        frame = frame.join(means.select(column), on=column, how="semi", maintain_order="left")
+        frame, height = frame.filter(pl.col(column).is_in(means[column].implode())), 20 * means.height
         middle = "slice(datum.label, 0, 10) + '…' + slice(datum.label, -11)"
-        how = {"axis": {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}}
+        how["axis"] = {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}
     frame, means = (part.gather_every(-(-part.height // THINNED)) for part in (frame, means))
-    alt.data_transformers.disable_max_rows()
-    along = (alt.X if numbers else alt.Y)(f"{field_of(column)}:{'Q' if numbers else 'N'}", title=None, **how)
-    value = (alt.Y if numbers else alt.X)(
-        f"{field_of(metric)}:Q", title=short(metric), scale=scale(Look(), frame, metric)
+    across, up = (alt.X, alt.Y) if numbers else (alt.Y, alt.X)
+    value = up(f"{field_of(metric)}:Q", title=short(metric), scale=scale(Look(), frame, metric))
+    chart = alt.Chart(width=220, height=height, title=title).encode(
+        across(f"{field_of(column)}:{'NQ'[numbers]}", **how), value
     )
-    dots = alt.Chart(frame, width=220, height=180 if numbers else alt.Step(20)).mark_circle(color=COLOURS[0])
-    mean = alt.Chart(means).encode(along, value, **pointer(means))
-    mean = mean.mark_line(point=True, color=COLOURS[1]) if numbers else mean.mark_tick(thickness=3, color=COLOURS[1])
-    chart = dots.encode(along, value, alt.OpacityValue(0.5), **pointer(frame)) + mean
-    return chart.properties(title=title)
+    dots = chart.mark_circle(color=COLOURS[0], opacity=0.5).encode(**pointer(frame)).properties(data=frame)
+    mean = chart.mark_line(point=True, color=COLOURS[1]) if numbers else chart.mark_tick(thickness=3, color=COLOURS[1])
+    return dots + mean.encode(**pointer(means)).properties(data=means)
 
 
 def validation_metric(runs: Runs, metric: str) -> str:
@@ -2610,14 +2609,16 @@ def heard(said: dict[str, None]) -> Iterator[None]:
 def inked(spec: dict[str, Any]) -> dict[str, Any]:
     """A specification in the ink of its page, be that dark on light or light on dark."""
 
-    limits, ink = {"labelLimit": 300, "titleLimit": 400}, {"labelColor": "currentColor", "titleColor": "currentColor"}
-    lines = {"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"}
-    parts = {"axis": ink | lines, "legend": ink, "header": ink, "title": {"color": "currentColor"}}
-    config = spec.get("config", {})
-    config |= {
-        name: (limits if "labelColor" in new else {}) | config.get(name, {}) | new for name, new in parts.items()
+    ink, lines = {"labelColor": "currentColor", "titleColor": "currentColor"}, {"gridColor": "#8884"}
+    new = {
+        "axis": ink | lines,
+        "legend": ink,
+        "header": ink,
+        "title": {"color": "currentColor"},
+        "view": {"stroke": None},
     }
-    config["view"] = {"stroke": None}
+    config = spec.get("config", {})
+    config |= {name: config.get(name, {}) | colours for name, colours in new.items()}
     text = json.dumps(spec | {"background": None, "config": config})
     return json.loads(text.replace(f'"{COLOURS[-1]}"', '"currentColor"'))
 
@@ -2730,7 +2731,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
 h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
 .table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
-.sized { max-width: 100% } .sized svg { width: 100%; height: auto }
+.sized { zoom: 1.2 } .sized svg { width: 100%; height: auto }
 .table p { margin: 0 } code { overflow-wrap: anywhere } .number { text-align: right; white-space: nowrap }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .5em }
 th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
@@ -2749,7 +2750,7 @@ nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !im
   body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em; overflow-wrap: anywhere }
   .number { white-space: normal }
   nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
-  .table, figure { overflow: visible } svg { max-width: 100%; height: auto }
+  .table, figure { overflow: visible } .sized { zoom: 1; max-width: 100% } svg { max-width: 100%; height: auto }
 }
 """
 
