@@ -93,6 +93,7 @@ def test_too_few_values_have_no_interval_and_equal_ones_one_of_no_width():
     assert analyze.difference([3.0, 3.0], [2.0, 2.0], [1, 2], [1, 2]) == (1.0, 1.0, 1.0, 0.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=9))
 def test_holms_adjustment_is_statsmodels(ps):
     there = [p for p in ps if p is not None]
@@ -100,6 +101,7 @@ def test_holms_adjustment_is_statsmodels(ps):
     assert analyze.holm(ps) == pytest.approx([None if p is None else next(theirs) for p in ps])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.lists(st.integers(0, 5), min_size=1, max_size=9))
 def test_better_is_mann_and_whitneys_u(a, b):
     share = scipy.stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))

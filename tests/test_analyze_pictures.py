@@ -349,6 +349,8 @@ def test_titles_axes_and_directions(call, demo, tmp_path):
     assert "test/mse (lower is better)" in words(*QUESTIONS["group"])
     assert any("test/acc (higher is better)" in word for word in words(*QUESTIONS["best-by"]))
     assert "Ours & theirs <2>" in words(*QUESTIONS["group"], "--title", "Ours & theirs <2>")
+    assert "val/loss (lower is better)" in words(*QUESTIONS["curves"])
+    assert "epoch" in words("--curves", "epoch", "-g", "arch"), "of which nobody knows"
     assert "test/mse by arch, k" in words(*QUESTIONS["group"])
     assert "test/mse by arch, k" not in words(*QUESTIONS["group"], "--title", "")
 

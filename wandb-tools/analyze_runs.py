@@ -1091,8 +1091,8 @@ def with_seed(points: pl.DataFrame, over: list[str]) -> pl.DataFrame:
     return points.with_row_index("_seed").with_columns(pl.when(known).then(first).alias("_seed"))
 
 
-def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
-    """Of `columns`, the labels: those that name a run rather than describe it, and so are no hyperparameters.
+def without_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Those of `columns` that describe runs; says which are labels, which only name them: no hyperparameters.
 
     `points` has the columns and `_seed` (`with_seed`). A label is a column, not of Booleans,
     1. whose name says so (`LABEL`), whether its values repeat or not; or
@@ -1104,10 +1104,9 @@ def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
     What else is unique per run, as a rate that a sweep drew, stays a hyperparameter: to average it were worse.
     """
 
-    columns = [c for c in columns if points[c].dtype != pl.Boolean]
-    keys = {c: c.removeprefix("config_").lower() for c in columns if kind(c) == "config"}
-    found = {c for c, key in keys.items() if LABEL.fullmatch(key) and not SOURCE.fullmatch(key)}
-    rest = [c for c in columns if c not in found]
+    keys = {c: c.removeprefix("config_").lower() for c in columns if points[c].dtype != pl.Boolean}
+    found = {c for c in keys if kind(c) == "config" and LABEL.fullmatch(keys[c]) and not SOURCE.fullmatch(keys[c])}
+    rest = [c for c in keys if c not in found]
     shared, seed = {c: pl.col(c).is_not_null() & (pl.len().over(c) > 1) for c in rest}, pl.col("_seed")
     alone = {c: pl.when(shared[c]).then(seed.min().over(c) == seed.max().over(c)) for c in rest}
     alone = points.drop_nulls("_seed").select("_seed", **alone)
@@ -1119,14 +1118,8 @@ def run_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
         named = named or values.str.contains(r"[/\\]|^\d{4}-\d\d-\d\d").all()
         if named and len(values) >= 3 and values.n_unique() == len(values):
             found.add(column)
-    return [c for c in columns if c in found]
-
-
-def without_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
-    """Those of `columns` that are no labels; says which are."""
-    found = run_labels(points, columns)
     if found:
-        say(f"Labels of runs, no hyperparameters: {', '.join(found)}")
+        say(f"Labels of runs, no hyperparameters: {', '.join(c for c in columns if c in found)}")
     return [c for c in columns if c not in found]
 
 
@@ -1238,7 +1231,7 @@ def compared(
     """Who is compared: the columns of `points` that tell configurations apart, each for a way to split the runs.
 
     Those are `only`, or every hyperparameter that varies within a cell of `dims` but for `over` (by default every seed
-    column), labels (`run_labels`), `ignore`, and what names say where the config of every run says it too. Out:
+    column), labels (`without_labels`), `ignore`, and what names say where the config of every run says it too. Out:
     `points` with `_seed`, an integer for each different seed, null where none is known; and the columns. Says what it
     averages over and leaves out. Raises `Stop` where seeds vary, yet no configuration has two of them.
     """
@@ -1297,13 +1290,13 @@ def configurations(points: pl.DataFrame, dims: list[str], config: list[str], sel
 
     value = finite(metric)
     return points.group_by(*dims, *config, maintain_order=True).agg(
-        pl.len().alias("runs"),
-        (pl.col("_seed").count() - pl.col("_seed").drop_nulls().n_unique()).alias("repeats"),
-        finite(select).mean().alias("selection"),
-        (~pl.col(select).cast(pl.Float64).is_finite()).sum().alias("diverged"),
         *summary(metric)[:3],
-        value.drop_nulls().alias("values"),
-        pl.col("_seed").filter(value.is_not_null()).alias("seeds"),
+        runs=pl.len(),
+        repeats=pl.count("_seed") - pl.col("_seed").drop_nulls().n_unique(),
+        selection=finite(select).mean(),
+        diverged=(~pl.col(select).cast(pl.Float64).is_finite()).sum(),
+        values=value.drop_nulls(),
+        seeds=pl.col("_seed").filter(value.is_not_null()),
     )
 
 
@@ -1315,15 +1308,10 @@ def choose(every: pl.DataFrame, dims: list[str], highest: bool) -> pl.DataFrame:
     `configurations` (with a mean), `median`, `min`, `max` of their means, `most_seeds`, `any_diverged`.
     """
 
-    overall = every.group_by(dims).agg(
-        pl.col("mean").count().alias("configurations"),
-        pl.col("mean").median().alias("median"),
-        pl.col("mean").min().alias("min"),
-        pl.col("mean").max().alias("max"),
-        pl.col("n").max().alias("most_seeds"),
-        (pl.col("diverged") > 0).sum().alias("any_diverged"),
-    )
-    order = [pl.col("diverged") > 0, pl.col("selection"), pl.col("n")]
+    mean, diverged = pl.col("mean"), pl.col("diverged") > 0
+    means = {"configurations": mean.count(), "median": mean.median(), "min": mean.min(), "max": mean.max()}
+    overall = every.group_by(dims).agg(most_seeds=pl.max("n"), any_diverged=diverged.sum(), **means)
+    order = [diverged, pl.col("selection"), pl.col("n")]
     able = every.filter(pl.col("selection").is_not_null())
     able = able.sort(order, descending=[False, highest, True], maintain_order=True)
     as_good = pl.all_horizontal(value == value.first().over(dims) for value in order[:2])
@@ -1356,8 +1344,8 @@ def sure(chosen: pl.DataFrame, within: list[str], descending: bool) -> pl.DataFr
         for row, (gap, low, high, _), p in zip(others, gaps, holm([gap[3] for gap in gaps]), strict=True):
             found[row["_row"]] |= {"difference": gap, "difference_low": low, "difference_high": high, "p": p}
             found[row["_row"]]["not_told_apart"] = low is None or low <= 0 <= high
-    floats = ("ci_low", "ci_high", "difference", "difference_low", "difference_high", "p")
-    types = dict.fromkeys(floats, pl.Float64) | {"not_told_apart": pl.Boolean}
+    numbers = ("ci_low", "ci_high", "difference", "difference_low", "difference_high", "p")
+    types = dict.fromkeys(numbers, pl.Float64) | {"not_told_apart": pl.Boolean}
     added = pl.DataFrame(found, types).with_columns(pl.col("not_told_apart").fill_null(False))
     return pl.concat([chosen, added], how="horizontal")
 
@@ -1588,11 +1576,8 @@ def importance(runs: Runs, metric: str, descending: bool) -> Answer:
     seeds = [c for c in varying if is_seed(c)]
     varying = [*without_labels(with_seed(points, seeds), [c for c in varying if c not in seeds]), *seeds]
     # A category of its own for nearly every run says nothing of the next run.
-    crowded = [
-        c
-        for c in varying
-        if not points[c].dtype.is_numeric() and points[c].drop_nulls().n_unique() > points[c].count() / 2
-    ]
+    words = [c for c in varying if not points[c].dtype.is_numeric()]
+    crowded = [c for c in words if points[c].drop_nulls().n_unique() > points[c].count() / 2]
     if crowded:
         say(f"Left out, with fewer than two runs per value: {', '.join(crowded)}")
     varying = distinct_partitions(points, [c for c in varying if c not in crowded])
@@ -1797,12 +1782,14 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
     wide, shown = spread(stats.rename({"_x": x}), [x], groups)
     rows = sorted({round(i * (wide.height - 1) / 9) for i in range(10)})
     smoothed = f", smoothed {smooth:g}" if smooth else ""
+    word = column_name(y).lower()
+    way = highest_wins(word, None, False, reported=False) if DIRECTION.search(word) else None
     return Answer(
         f"{y} along {x}: mean ± std over runs{smoothed}",
         wide,
         shown,
         rows=rows if len(rows) < wide.height else None,
-        draw=lambda look: draw_curves(stats, groups, x, y, look),
+        draw=lambda look: draw_curves(stats, groups, x, spelled(runs, y, way), look),
         caption=y + (f" by {names(by)}" if by else ""),
     )
 
@@ -2543,11 +2530,9 @@ def draw_weeks(weeks: pl.DataFrame, look: Look) -> alt.Chart:
 def varied(runs: Runs) -> Answer:
     """What varied: one row per hyperparameter, its `values` with how many runs have each; constants in a note."""
 
-    points = take(runs, hyperparameters(runs)).with_row_index("_seed")
-    seeds = [c for c in points.columns if is_seed(c) and c != "_seed"]
-    points = points.with_columns(pl.col("_seed").min().over(seeds) if seeds else pl.lit(0).alias("_seed"))
-    labels_ = {"_seed", *run_labels(points, points.columns[1:])}
-    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in points.columns if c not in labels_}
+    columns = hyperparameters(runs)
+    points = with_seed(take(runs, columns), [c for c in columns if is_seed(c)])
+    counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in without_labels(points, columns)}
     varying = [c for c, table in counts.items() if table.height > 1]
     constant = [f"{short(c)}={number(table[c][0])}" for c, table in counts.items() if table.height == 1]
     rows = []
@@ -2570,26 +2555,25 @@ def draw_along(points: pl.DataFrame, column: str, metric: str) -> alt.LayerChart
 
     frame = points.with_columns(finite(metric)).drop_nulls([column, metric]).sort(column)
     means = frame.group_by(column, maintain_order=True).agg(pl.col(metric).mean(), pl.len().alias("n"))
-    title = short(column)
-    if numbers := frame[column].dtype.is_numeric():
-        how: dict[str, object] = {"scale": scale(Look(), frame, column)}
+    numbers, title, height = frame[column].dtype.is_numeric(), short(column), 180
+    how: dict[str, object] = {"title": None}
+    if numbers:
+        how["scale"] = scale(Look(), frame, column)
     else:  # names read better as rows
         title += f", 20 of {means.height} values" if means.height > 20 else ""
         means = means.top_k(20, by="n").sort(column)
-        frame = frame.join(means.select(column), on=column, how="semi", maintain_order="left")
+        frame, height = frame.filter(pl.col(column).is_in(means[column].implode())), 20 * means.height
         middle = "slice(datum.label, 0, 10) + '…' + slice(datum.label, -11)"
-        how = {"axis": {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}}
+        how["axis"] = {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}
     frame, means = (part.gather_every(-(-part.height // THINNED)) for part in (frame, means))
-    alt.data_transformers.disable_max_rows()
-    along = (alt.X if numbers else alt.Y)(f"{field_of(column)}:{'Q' if numbers else 'N'}", title=None, **how)
-    value = (alt.Y if numbers else alt.X)(
-        f"{field_of(metric)}:Q", title=short(metric), scale=scale(Look(), frame, metric)
+    across, up = (alt.X, alt.Y) if numbers else (alt.Y, alt.X)
+    value = up(f"{field_of(metric)}:Q", title=short(metric), scale=scale(Look(), frame, metric))
+    chart = alt.Chart(width=220, height=height, title=title).encode(
+        across(f"{field_of(column)}:{'NQ'[numbers]}", **how), value
     )
-    dots = alt.Chart(frame, width=220, height=180 if numbers else alt.Step(20)).mark_circle(color=COLOURS[0])
-    mean = alt.Chart(means).encode(along, value, **pointer(means))
-    mean = mean.mark_line(point=True, color=COLOURS[1]) if numbers else mean.mark_tick(thickness=3, color=COLOURS[1])
-    chart = dots.encode(along, value, alt.OpacityValue(0.5), **pointer(frame)) + mean
-    return chart.properties(title=title)
+    dots = chart.mark_circle(color=COLOURS[0], opacity=0.5).encode(**pointer(frame)).properties(data=frame)
+    mean = chart.mark_line(point=True, color=COLOURS[1]) if numbers else chart.mark_tick(thickness=3, color=COLOURS[1])
+    return dots + mean.encode(**pointer(means)).properties(data=means)
 
 
 def validation_metric(runs: Runs, metric: str) -> str:
@@ -2625,14 +2609,16 @@ def heard(said: dict[str, None]) -> Iterator[None]:
 def inked(spec: dict[str, Any]) -> dict[str, Any]:
     """A specification in the ink of its page, be that dark on light or light on dark."""
 
-    limits, ink = {"labelLimit": 300, "titleLimit": 400}, {"labelColor": "currentColor", "titleColor": "currentColor"}
-    lines = {"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"}
-    parts = {"axis": ink | lines, "legend": ink, "header": ink, "title": {"color": "currentColor"}}
-    config = spec.get("config", {})
-    config |= {
-        name: (limits if "labelColor" in new else {}) | config.get(name, {}) | new for name, new in parts.items()
+    ink, lines = {"labelColor": "currentColor", "titleColor": "currentColor"}, {"gridColor": "#8884"}
+    new = {
+        "axis": ink | lines,
+        "legend": ink,
+        "header": ink,
+        "title": {"color": "currentColor"},
+        "view": {"stroke": None},
     }
-    config["view"] = {"stroke": None}
+    config = spec.get("config", {})
+    config |= {name: config.get(name, {}) | colours for name, colours in new.items()}
     text = json.dumps(spec | {"background": None, "config": config})
     return json.loads(text.replace(f'"{COLOURS[-1]}"', '"currentColor"'))
 
@@ -2745,7 +2731,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
 h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
 .table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
-.sized { max-width: 100% } .sized svg { width: 100%; height: auto }
+.sized { zoom: 1.2 } .sized svg { width: 100%; height: auto }
 .table p { margin: 0 } code { overflow-wrap: anywhere } .number { text-align: right; white-space: nowrap }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .5em }
 th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
@@ -2764,7 +2750,7 @@ nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !im
   body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em; overflow-wrap: anywhere }
   .number { white-space: normal }
   nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
-  .table, figure { overflow: visible } svg { max-width: 100%; height: auto }
+  .table, figure { overflow: visible } .sized { zoom: 1; max-width: 100% } svg { max-width: 100%; height: auto }
 }
 """
 

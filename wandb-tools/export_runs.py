@@ -369,7 +369,11 @@ class Connection:
                 finally:
                     self.under_way.remove(began)
             if stop is None:
-                self.slow_down(began)
+                with self.lock:
+                    if began >= self.resume_at:  # not before the pause that another thread's request brought
+                        self.limits += 1
+                        self.resume_at = time.monotonic() + min(60, 2**self.limits)
+                self.news = f"W&B limits requests; waiting {self.resume_at - time.monotonic():.0f} s"
                 continue
             tried, spent = tried + 1, spent + time.monotonic() - began
             if not isinstance(stop, Unanswered) or tried == tries or (not tries and spent >= PATIENCE):
@@ -398,14 +402,6 @@ class Connection:
         elif re.search("giving up after|EOF$|reset by peer|broken pipe", str(error)):
             passing = bool(self.heard) or not re.search("refused$|no such host$", text)  # which is a wrong address
         return (Unanswered if passing else Stop)(f"{self.base_url}: {words}", 1)
-
-    def slow_down(self, began: float) -> None:
-        """Make every thread wait, longer each time, after a request that began then met a rate limit."""
-        with self.lock:
-            if began >= self.resume_at:  # and not before the pause that another thread's request brought
-                self.limits += 1
-                self.resume_at = time.monotonic() + min(60, 2**self.limits)
-                self.news = f"W&B limits requests; waiting {min(60, 2**self.limits):.0f} s"
 
     def watch(self) -> None:
         """Say what is waited for, every 15 seconds while there is something."""

@@ -299,7 +299,11 @@ class Connection:
                 finally:
                     self.under_way.remove(began)
             if stop is None:
-                self.slow_down(began)
+                with self.lock:
+                    if began >= self.resume_at:  # not before the pause that another thread's request brought
+                        self.limits += 1
+                        self.resume_at = time.monotonic() + min(60, 2**self.limits)
+                self.news = f"W&B limits requests; waiting {self.resume_at - time.monotonic():.0f} s"
                 continue
             tried, spent = tried + 1, spent + time.monotonic() - began
             if not isinstance(stop, Unanswered) or tried == tries or (not tries and spent >= PATIENCE):
@@ -328,14 +332,6 @@ class Connection:
         elif re.search("giving up after|EOF$|reset by peer|broken pipe", str(error)):
             passing = bool(self.heard) or not re.search("refused$|no such host$", text)  # which is a wrong address
         return (Unanswered if passing else Stop)(f"{self.base_url}: {words}", 1)
-
-    def slow_down(self, began: float) -> None:
-        """Make every thread wait, longer each time, after a request that began then met a rate limit."""
-        with self.lock:
-            if began >= self.resume_at:  # and not before the pause that another thread's request brought
-                self.limits += 1
-                self.resume_at = time.monotonic() + min(60, 2**self.limits)
-                self.news = f"W&B limits requests; waiting {min(60, 2**self.limits):.0f} s"
 
     def watch(self) -> None:
         """Say what is waited for, every 15 seconds while there is something."""
@@ -406,15 +402,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=f"examples:\n{examples}\n\n{notes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "-e",
-        "--entity",
-        action="append",
-        default=[],
-        metavar="NAME",
-        type=str.strip,
-        help="entity (user or team); repeatable. Default: WANDB_ENTITY (comma-separated), else the key's own entity",
-    )
+    several = {"action": "append", "default": [], "metavar": "NAME", "type": str.strip}
+    parser.add_argument("-e", "--entity", **several, help="user or team; default: WANDB_ENTITY, else yours; repeatable")
     parser.add_argument("--discover", action="store_true", help="the key's own entity and all its teams (besides -e)")
     parser.add_argument("--json", action="store_true", help="print JSON to stdout, and nothing else")
     args = parser.parse_args(arguments)
@@ -501,12 +490,6 @@ def total(projects: Sequence[dict[str, Any]], count: str) -> int:
     return sum(project[count] or 0 for project in projects)
 
 
-def to_json(entities: Sequence[dict[str, Any]]) -> str:
-    """What `--json` prints; characters that act on a terminal are escaped, as JSON can."""
-    text = json.dumps({"entities": entities}, indent=2, ensure_ascii=False)
-    return re.sub(r"[^\n -~]", lambda m: m[0] if plain(m[0]) == m[0] else json.dumps(m[0])[1:-1], text)
-
-
 def show(entities: Sequence[dict[str, Any]]) -> None:
     """Print a table per entity to stdout; in a pipe no name is folded, however wide the table gets."""
     from rich import box
@@ -572,7 +555,11 @@ def list_entities(connection: Connection, args: argparse.Namespace) -> int:
         return 2
     left_out = [*unknown, *failed]
     listings = count_all(connection, {e: names for e, names in found.items() if e not in left_out}, pool)
-    print(to_json(listings)) if args.json else show(listings)
+    if args.json:  # characters that act on a terminal are escaped, as JSON can
+        text = json.dumps({"entities": listings}, indent=2, ensure_ascii=False)
+        print(re.sub(r"[^\n -~]", lambda m: m[0] if plain(m[0]) == m[0] else json.dumps(m[0])[1:-1], text))
+    else:
+        show(listings)
     whole = all(project["run_count"] is not None for entity in listings for project in entity["projects"])
     return 0 if whole and not left_out else 1
 
