@@ -606,8 +606,10 @@ def test_a_script_gives_the_same_files_online_and_offline(lab, tmp_path):
             if name == "_config_json":
                 mine, yours = mine["_wandb"], yours["_wandb"]
                 assert defined(mine.pop("m")) == defined(yours.pop("m"))
-                [machine], [other] = mine.pop("e").values(), yours.pop("e").values()
-                assert machine.keys() == other.keys()
+                if row["id"] == "full":  # what the client finds out about the machine comes late for the short ones
+                    [machine], [other] = mine["e"].values(), yours["e"].values()
+                    assert machine.keys() == other.keys()
+                mine.pop("e", None), yours.pop("e", None)
                 assert yours.pop("t")  # telemetry, of which a log knows less
                 assert mine == yours
         assert row["url"] is row["user"] is None
