@@ -307,18 +307,18 @@ def offline_runs(folder: Path, runs: int) -> list[Path]:
 
 @benchmark
 def bench_offline() -> None:
-    """200 offline runs of 5,000 rows and 10 keys: `wandb sync` to a server without latency, and export_runs.py."""
+    """200 offline runs of 5,000 rows and 10 keys by export_runs.py; 20 of them by `wandb sync`, without latency."""
     with serving(f'server.add_project("{ENTITY}", "p")') as tell, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         logs = offline_runs(folder, 200)
-        sync = [sys.executable, "-m", "wandb", "sync", *map(str, logs)]
+        sync = [sys.executable, "-m", "wandb", "sync", *map(str, logs[:20])]
         ours = export_command("--offline", str(folder / "wandb"), "--include-history")
         rows = [
-            counted(tell, "wandb sync (the export is still to come)", sync, folder),
-            counted(tell, "export_runs.py --offline --include-history", ours, folder),
-            counted(tell, "the same again, nothing changed", ours, folder),
+            counted(tell, "wandb sync of 20 of them, still to be exported", sync, folder),
+            counted(tell, "export_runs.py --offline, all 200", ours, folder),
         ]
         show("200 offline runs, 5,000 rows and 10 keys each", rows)
+        show("the same again, nothing changed", [counted(tell, "export_runs.py --offline", ours, folder)])
 
 
 # ---------------------------------------------------------------- analyze_runs.py, against pandas

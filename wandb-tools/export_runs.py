@@ -1700,7 +1700,7 @@ class Folders:
         import wandb
 
         self.version, self.damage = wandb.__version__, dict[Path, str]()
-        entity = read_settings().get("WANDB_ENTITY", ("offline", ""))[0].split(",")[0].strip()
+        entity = read_settings().get("WANDB_ENTITY", ("", ""))[0].split(",")[0].strip() or "offline"
         paths = (
             path
             for folder in folders
@@ -2484,7 +2484,7 @@ def main() -> int:
         if args.dry_run:
             for project in projects:
                 preview(project)
-            return 1 if problems else 0
+            return 1 if problems or any(project.failed for project in projects) else 0
         args.output.mkdir(parents=True, exist_ok=True)
         export_all(projects)
     finally:
