@@ -2673,7 +2673,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
 
     if isinstance(metric, Stop) or not by:
         none = Stop("no column that tells methods apart differs. Name one with --group-by.")
-        comparison = part(none if by == [] else metric)
+        comparison = part(metric if isinstance(metric, Stop) else none)
     else:
         cell = select if isinstance(select, Stop) else ask(**cells, **choice)
         comparison = part(cell)
