@@ -219,6 +219,23 @@ def test_a_method_is_singled_out_in_all_pictures(page, tmp_path):
     assert picked == [curve], "a click on a line does the same"
 
 
+def test_a_point_names_its_run_and_leads_to_it(page, tmp_path):
+    hover = """
+    const point = all("figure").map(f => [...f.querySelectorAll(".mark-symbol.role-mark path")])
+      .find(points => points.length === 10)[1];
+    const box = point.getBoundingClientRect(), at = { bubbles: true, clientX: box.x + 3, clientY: box.y + 3 };
+    for (const kind of ["pointerover", "mouseover", "pointermove", "mousemove"])
+      point.dispatchEvent(new (kind.startsWith("p") ? PointerEvent : MouseEvent)(kind, at));
+    await new Promise(done => setTimeout(done, 100));
+    const tip = document.querySelector("#vg-tooltip-element");
+    return [tip.className.includes("visible"), tip.textContent, point.__data__.datum.name, point.__data__.href];
+    """
+    visible, text, name, href = drive(page[0], tmp_path, hover)
+    assert visible
+    assert name in text
+    assert re.fullmatch(r"https://wandb\.ai/lab/demo/runs/run\d{4}", href)
+
+
 def test_every_table_can_be_saved_as_csv(page, result, lab):
     text = page[0].read_text(encoding="utf-8")
     links = re.findall(r'<a download="(\w+)\.csv" href="data:text/csv;base64,([\w+/=]+)"', text)

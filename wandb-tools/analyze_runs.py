@@ -827,16 +827,14 @@ def history_metrics(path: Path, runs: Runs) -> dict[str, str]:
 
     beside = read_keys([path.with_name(path.name.replace("_history.parquet", "_runs.parquet"))])
     own = {key: column for column, key in beside.items() if column.startswith("metric_")}
-    types = pl.scan_parquet(path, glob=False).collect_schema()
     found: dict[str, str] = {}
-    for key in sorted(types, key=lambda key: (key not in own, column_name(key) != key, key)):
-        spelled = own.get(key, f"metric_{column_name(key)}")
-        column = next(c for c in (spelled, *(f"{spelled}__{n}" for n in range(2, 9999))) if c not in found.values())
+    for key, dtype in pl.scan_parquet(path, glob=False).collect_schema().items():
+        column = own.get(key, f"metric_{column_name(key)}")
         # Text is a metric where some runs hold it as a number.
-        number_too = types[key].is_numeric() or (column in runs.schema and not types[key].is_nested())
-        if number_too and not key.startswith("_") and key not in ("run_id", "run_name", "entity", "project"):
-            found[key] = column
-    return found
+        metric = dtype.is_numeric() or (column in runs.schema and not dtype.is_nested())
+        if metric and not key.startswith("_") and (key in own or column not in own.values()):
+            found[column] = key
+    return {key: column for column, key in found.items()}
 
 
 def at_best(runs: Runs, word: str, highest: bool) -> Runs:
@@ -2661,22 +2659,28 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         columns = told(resolve_all, words, runs)
         return [] if isinstance(columns, Stop) else [c for c in columns if take(runs, [c])[c].n_unique() > 1]
 
-    metric = told(default_metric, runs) if not args.metric else resolve_metric(directed(args.metric)[0], runs)
+    def named(option: str | None, otherwise: Callable[[], Any]) -> str | Stop:
+        return resolve_metric(directed(option)[0], runs) if option else told(otherwise)
+
+    metric = named(args.metric, lambda: default_metric(runs))
+    select = metric if isinstance(metric, Stop) else named(args.best_by, lambda: validation_metric(runs, metric))
+    asked = (metric, select, named(args.at_best, lambda: metric))  # no question needs to read more metrics
+    runs = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if kind(c) != "metric" or c in asked})
     all_states = argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
     by, cols = differing(args.group_by or args.rows or "arch"), differing(args.cols or "dataset")
     cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
-    select = args.best_by or (metric if isinstance(metric, Stop) else told(validation_metric, runs, metric))
+    choice = {"best_by": args.best_by or select}
 
     if isinstance(metric, Stop) or not by:
         none = Stop("no column that tells methods apart differs. Name one with --group-by.")
-        comparison = part(none if by == [] else metric)
+        comparison = part(metric if isinstance(metric, Stop) else none)
     else:
-        cell = select if isinstance(select, Stop) else ask(**cells, best_by=select)
+        cell = select if isinstance(select, Stop) else ask(**cells, **choice)
         comparison = part(cell)
         if isinstance(cell, Stop):  # then the weaker one
             comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
             comparison += part(ask(**cells, pivot=bool(cols)))
-        elif cols and isinstance(paper := ask(**cells, best_by=select, pivot=True), Answer):
+        elif cols and isinstance(paper := ask(**cells, **choice, pivot=True), Answer):
             comparison = part(replace(paper, notes=paper.notes[:1], draw=None, closing=None)) + comparison
 
     varying, best = told(varied, runs), ask(json=True)  # with every column
@@ -2696,7 +2700,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         if (one_in := -(-points.height // THINNED)) > 1:
             along += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
 
-    key = directed(args.best_by)[0] if args.best_by else metric if isinstance(select, Stop) else select
+    key = metric if isinstance(select, Stop) else select
     times = [f"{datetime.fromtimestamp(exported_at(path), UTC):%Y-%m-%d %H:%M}" for path in runs.files]
     files = pl.DataFrame({"file": list(map(str, runs.files)), "exported (UTC)": times})
     command = f"<p>Made by <code>{html.escape(plain(shlex.join(sys.argv)))}</code></p>\n"

@@ -401,6 +401,7 @@ class Connection:
             words = "the answer is no JSON. Is this the address of W&B's API?"
         elif re.search("giving up after|EOF$|reset by peer|broken pipe", str(error)):
             passing = bool(self.heard) or not re.search("refused$|no such host$", text)  # which is a wrong address
+            words = words.rpartition(": ")[2]  # connection refused, no such host, unexpected EOF
         return (Unanswered if passing else Stop)(f"{self.base_url}: {words}", 1)
 
     def watch(self) -> None:
