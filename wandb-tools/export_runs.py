@@ -1662,6 +1662,8 @@ def slices(facts: Facts) -> Iterator[pa.Table]:
         rows = min(end, start + len(table), row + HISTORY_ROWS) - row
         yield table.slice(row - start, rows)
         row += rows
+    if end in facts["file"].starts:
+        facts["file"].cached = None  # the merge will not come back: of a thousand files no row group stays in memory
 
 
 # ---------------------------------------------------------------- runs from folders, in place of W&B
