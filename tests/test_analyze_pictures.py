@@ -381,9 +381,9 @@ def test_lines_are_in_the_order_of_their_values(call, tmp_path):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--width", "12"], "--width: goes with --plot"),
-        (["--title", "x"], "--title: goes with --plot"),
-        (["--log"], "--log: goes with --plot"),
+        (["--width", "12"], "--width goes with --plot"),
+        (["--title", "x"], "--title goes with --plot"),
+        (["--log"], "--log goes with --plot"),
         (["--plot", "p.svg", "--no-band"], "--no-band goes with"),
         (["--plot", "p.svg", "--width", "x"], "'x' is no length from 2 to 100 cm"),
         (["--plot", "p.svg", "--height", "500"], "'500' is no length from 2 to 100 cm"),

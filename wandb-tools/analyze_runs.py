@@ -2823,29 +2823,16 @@ def file_of(suffixes: Sequence[str]) -> Callable[[str], Path]:
     return path
 
 
-def positive(text: str) -> int:
-    """An argument type: a whole number above 0."""
-    if not text.strip().isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+def number_of(kind: type, holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
+    """An argument type: a number of which `holds` is true; `what` it is called in the error."""
 
+    def converted(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if holds(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
 
-def centimetres(text: str) -> float:
-    """An argument type: a length from 2 to 100 cm."""
-    if not re.fullmatch(r"\d+\.?\d*", text.strip()) or not 2 <= float(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length from 2 to 100 cm")
-    return float(text)
-
-
-def weight(text: str) -> float:
-    """An argument type: a weight from 0 up to, but not, 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up to, but not, 1")
-    return value
+    return converted
 
 
 def parser() -> argparse.ArgumentParser:
@@ -2875,7 +2862,8 @@ def parser() -> argparse.ArgumentParser:
     directions = "the highest is the best, whatever the name says; NAME:max and NAME:min say it of one metric"
     metric("--descending", action="store_true", help=directions)
     ask = made.add_argument_group("which question (default: --top 10)").add_argument
-    ask("-n", "--top", type=positive, metavar="N", help="the N best runs; of another question the first N rows")
+    count = number_of(int, lambda n: n > 0, "whole number above 0")
+    ask("-n", "--top", type=count, metavar="N", help="the N best runs; of another question the first N rows")
     ask("-g", "--group-by", metavar="A,B,..", help="n, mean, std, min, median, max of each group")
     ask("--pivot", action="store_true", help="mean ± std (n) for each arch (rows) and dataset (columns)")
     ask("--rows", metavar="A,B,..", help="other rows for --pivot and --best-by (default: arch)")
@@ -2897,12 +2885,14 @@ def parser() -> argparse.ArgumentParser:
     ask("--match", metavar="REGEX", help="of --schema, the columns that match")
     ask("--curves", metavar="KEY", help="mean ± std of a logged key over the runs of each --group-by")
     ask("--x", metavar="KEY", help="what --curves aligns by (default: the declared step metric, else _step)")
+    weight = number_of(float, lambda w: 0 <= w < 1, "number from 0 up to, but not, 1")
     ask("--smooth", type=weight, default=0.0, metavar="W", help="smooth --curves as W&B does, 0 <= W < 1")
     out = made.add_argument_group("where to").add_argument
     out("-o", "--output", type=file_of(SAVED), metavar="FILE", help=f"save what is shown: {' '.join(SAVED)}")
     out("-p", "--plot", type=file_of(DRAWN), metavar="FILE", help=f"draw it: {' '.join(DRAWN)}")
     out("--title", metavar="TEXT", help="the picture's title; '' for none")
     sizes = f"the picture's width (default: {COLUMN} or {PAGE}, a column or the page)"
+    centimetres = number_of(float, lambda cm: 2 <= cm <= 100, "length from 2 to 100 cm")
     out("--width", type=centimetres, metavar="CM", help=sizes)
     out("--height", type=centimetres, metavar="CM", help=f"its height (default: as it comes, up to {TALLEST:g})")
     out("--log", action="store_true", help="a logarithmic axis (default: where values span two decades)")
@@ -2912,22 +2902,19 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-LOOKS = ("--title", "--width", "--height", "--log", "--no-band")  # of --plot
 QUESTIONS = ("--schema", "--sql", "--curves", "--importance", "--best-by", "--pivot", "--group-by", "--top")
-# Of each option that not all questions take: those that do, and how an error names them.
-GOES_WITH: dict[str, tuple[tuple[str, ...], str]] = {
-    "--plot": (("--top", "--group-by", "--pivot", "--best-by", "--curves"), "runs, groups, pivots or curves"),
-    "--at-best": (tuple({*QUESTIONS} - {"--curves"}), "questions about runs; --curves shows every step"),
-    "--metrics": (("--top", "--group-by"), "--top or --group-by"),
-    "--rows": (("--pivot", "--best-by"), "--pivot or --best-by"),
-    "--cols": (("--pivot", "--best-by"), "--pivot or --best-by"),
-    "--over": (("--best-by",), "--best-by"),
-    "--ignore": (("--best-by",), "--best-by"),
-    "--config": (("--best-by",), "--best-by"),
-    "--no-band": (("--curves", "--best-by"), "--curves or --best-by"),
-    "--x": (("--curves",), "--curves"),
-    "--smooth": (("--curves",), "--curves"),
-    "--top": (("--top", "--group-by", "--best-by", "--importance", "--sql"), "a list"),
+LOOKS = "--title --width --height --log --no-band"
+# Options that not all questions take, and the questions (or the option) that they go with.
+GOES_WITH = {
+    LOOKS: "--plot",
+    "--plot": "--top --group-by --pivot --best-by --curves",
+    "--at-best": "--top --group-by --pivot --best-by --importance --schema --sql",
+    "--metrics": "--top --group-by",
+    "--rows --cols": "--pivot --best-by",
+    "--over --ignore --config": "--best-by",
+    "--no-band": "--curves --best-by",
+    "--x --smooth": "--curves",
+    "--top": "--top --group-by --best-by --importance --sql",
 }
 
 
@@ -2935,9 +2922,8 @@ def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
     """End with a usage error when options ask two questions at once, or belong to a question that is not asked."""
     given = {f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value}
     if "--report" in given:
-        single = {"--metrics", "--match", "--output", "--plot", "--json", *LOOKS, *QUESTIONS}
-        single -= {"--best-by", "--group-by"}
-        if others := sorted(given & single):
+        single = {"--metrics", "--match", "--output", "--plot", "--json", *LOOKS.split(), *QUESTIONS}
+        if others := sorted(given & single - {"--best-by", "--group-by"}):
             made.error(f"--report asks every question and writes a page of its own; leave out {', '.join(others)}")
         return
     given |= {"--schema"} if "--match" in given else set()
@@ -2947,11 +2933,11 @@ def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
         asked = [q for q in asked if q != "--group-by" and (asked[0], q) != ("--best-by", "--pivot")]
     if asked[1:]:
         made.error(f"{' and '.join(asked)} are separate questions; ask one at a time")
-    if (looks := given.intersection(LOOKS)) and "--plot" not in given:
-        made.error(f"{', '.join(sorted(looks))}: goes with --plot")
-    for option, (questions, words) in GOES_WITH.items():
-        if option in given and (asked or ["--top"])[0] not in questions:
-            made.error(f"{option} goes with {words}")
+    there = {(asked or ["--top"])[0], *(given & {"--plot"})}
+    for options, others in GOES_WITH.items():
+        if (wrong := [o for o in options.split() if o in given]) and not there.intersection(others.split()):
+            known = " or ".join(o for o in others.split() if o not in wrong)
+            made.error(f"{' and '.join(wrong)} {'go' if wrong[1:] else 'goes'} with {known}")
     if "--group-by" in given and given & {"--rows", "--cols", "--pivot"}:
         made.error("--rows and --cols go with --pivot, or with --best-by without --group-by")
 
