@@ -490,7 +490,7 @@ def test_the_pointer_shows_the_run(call, demo, tmp_path, monkeypatch):
         point.dispatchEvent(new MouseEvent(type, {bubbles: true, clientX: 200, clientY: 100}));
     }, 3000);
     """
-    monkeypatch.setattr(analyze, "PLOT_SCRIPT", analyze.PLOT_SCRIPT + move)
+    monkeypatch.setattr(analyze, "SCRIPT", analyze.SCRIPT + move)
     assert call(demo, *QUESTIONS["top"], "--plot", tmp_path / "p.html").code == 0
     document, console, _ = in_browser(tmp_path / "p.html", tmp_path)
     assert console == []

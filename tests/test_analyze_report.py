@@ -184,8 +184,8 @@ def test_numbers_of_every_form_are_sorted_as_numbers(tmp_path):
 
 
 def drive_script(tmp_path: Path, script: str) -> object:
-    """What `script` returns where REPORT_SCRIPT has run, in an empty page."""
-    (tmp_path / "empty.html").write_text(analyze.page("empty", "", analyze.REPORT_SCRIPT), encoding="utf-8")
+    """What `script` returns where SCRIPT has run, in an empty page."""
+    (tmp_path / "empty.html").write_text(analyze.page("empty", "", analyze.SCRIPT), encoding="utf-8")
     return drive(tmp_path / "empty.html", tmp_path, script)
 
 
@@ -335,7 +335,7 @@ def luminance(colour: str) -> float:
 
 
 def test_ink_and_links_stand_out_from_the_paper_in_light_dark_and_print():
-    themes = re.findall(r":root \{([^}]+)\}", analyze.REPORT_STYLE)
+    themes = re.findall(r":root \{([^}]+)\}", analyze.STYLE)
     assert len(themes) == 3
     for theme in themes:
         colours = dict(re.findall(r"--(\w+): (#\w+)", theme))

@@ -2009,27 +2009,104 @@ def as_latex(answer: Answer) -> str:
     )
 
 
-STYLE = """body { font: 14px system-ui, sans-serif; margin: 2em } table { border-collapse: collapse }
-th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid } .number { text-align: right }
-figure { margin: 1em 0 } .sized { max-width: 100% } .sized svg { width: 100%; height: auto } a { margin-right: 1em }
-#vg-tooltip-element { position: fixed; visibility: hidden; padding: .5em; background: white; border: 1px solid #999 }
-#vg-tooltip-element.visible { visibility: visible } #vg-tooltip-element td { border: 0; padding: 0 .5em }
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --link: #0b5cad; --on: #dbeafe }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181c; --line: #444; --link: #8ab8f0; --on: #1f3a5f }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 88em }
+body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
+h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
+.table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
+.sized { zoom: 1.2 } .sized svg { width: 100%; height: auto }
+.table p { margin: 0 } .vega-actions a { margin-right: 1em; font-size: 12px } code { overflow-wrap: anywhere }
+.number { text-align: right; white-space: nowrap }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .5em }
+th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
+th button { all: unset; cursor: pointer } :focus-visible { outline: 2px solid var(--link) !important }
+[aria-sort=ascending]::after { content: " ▲" } [aria-sort=descending]::after { content: " ▼" }
+nav { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: .3em 0 }
+nav button { font: inherit; color: inherit; background: none; border: 1px solid var(--line); border-radius: 1em }
+nav button { margin: .1em; padding: .1em .8em; cursor: pointer }
+nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !important }
+#vg-tooltip-element { visibility: hidden; position: fixed; z-index: 2; padding: .4em; font-size: 13px }
+#vg-tooltip-element { background: var(--paper); border: 1px solid var(--line) }
+#vg-tooltip-element.visible { visibility: visible }
+@page { size: A4; margin: 12mm }
+@media print {
+  :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
+  body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em; overflow-wrap: anywhere }
+  .number { white-space: normal }
+  nav, .save, .vega-actions { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
+  .table, figure { overflow: visible } .sized { zoom: 1; max-width: 100% } svg { max-width: 100%; height: auto }
+}
+"""
+
+# Draws the pictures (without eval, which the policy does not allow), lets a method be singled out in all of them, and
+# sorts a table by the column that is clicked.
+SCRIPT = """
+const buttons = [...document.querySelectorAll("nav button")], methods = buttons.map(b => b.textContent);
+const method = values => methods.find(m => values.some(v => v === m || String(v).startsWith(m + " / ")));
+let single;
+function pick(name) {
+  single = name === single ? undefined : name;
+  for (const b of buttons) b.setAttribute("aria-pressed", b.textContent === single);
+  for (const row of document.querySelectorAll("tbody tr"))
+    row.classList.toggle("on", !!single && method([...row.cells].map(c => c.textContent)) === single);
+  for (const figure of document.querySelectorAll("figure")) {
+    const marks = [...figure.querySelectorAll(".role-mark *")].filter(e => e.__data__?.datum);
+    const named = marks.map(e => [e, method(Object.values(e.__data__.datum))]);
+    const there = named.some(([, m]) => m === single);
+    for (const [e, m] of named) e.classList.toggle("dim", !!single && there && m !== single);
+  }
+}
+for (const b of buttons) b.addEventListener("click", () => pick(b.textContent));
+for (const figure of document.querySelectorAll("figure")) {
+  const spec = JSON.parse(figure.querySelector("script").textContent), loader = { target: "_blank" };
+  const actions = { export: true, source: false, compiled: false, editor: false };
+  const how = { renderer: "svg", ast: true, actions, defaultStyle: false, loader };
+  vegaEmbed(figure.querySelector("div"), spec, { ...how, tooltip: { disableDefaultStyle: true } }).then(({ view }) =>
+    view.addEventListener("click", (event, item) => {
+      const name = item?.datum && !item.href && method(Object.values(item.datum));
+      if (name) pick(name);
+    }));
+}
+function value(text) {
+  const found = /^[[(]?(-?[\\d.]+(?:e[+-]?\\d+)?)(?:[^)]*\\)(e[+-]?\\d+))?(?![-\\w])/.exec(text);
+  return found ? Number(found[1] + (found[2] ?? "")) : text;
+}
+function order(a, b) {
+  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+}
+for (const head of document.querySelectorAll("thead th")) {
+  const button = document.createElement("button"), body = head.closest("table").tBodies[0];
+  button.append(...head.childNodes);
+  head.append(button);
+  button.addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up === 1 ? "ascending" : "descending");
+    const rows = [...body.rows].map(row => [value(row.cells[head.cellIndex].textContent), row]);
+    rows.sort(([a], [b]) => (a === "-") - (b === "-") || up * order(a, b));
+    body.append(...rows.map(([, row]) => row));
+  });
+}
 """
 
 
-def page(title: str, body: str, script: str = "", style: str = STYLE) -> str:
+def page(title: str, body: str, script: str = "") -> str:
     """A page that loads nothing and runs nothing but `script`: the policy that it carries names its parts by hash."""
 
     def digest(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src-elem {digest(style)}"
+    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src-elem {digest(STYLE)}"
     if script:
         policy += f"; style-src-attr 'unsafe-inline'; img-src data:; script-src {digest(script)}"
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{html.escape(plain(title))}</title>\n'
-        f"<style>{style}</style>\n{body}" + (f"<script>{script}</script>\n" if script else "") + "</html>\n"
+        f"<style>{STYLE}</style>\n{body}" + (f"<script>{script}</script>\n" if script else "") + "</html>\n"
     )
 
 
@@ -2098,7 +2175,8 @@ def save(answer: Answer, path: Path) -> None:
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 # Okabe and Ito's colours, told apart by people who do not see red and green alike; yellow, faint on paper, left out.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+# The last is the ink of the page around the picture: black, unless that is dark.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "currentColor"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]  # for more groups than colours
 SHADES = ("#f7fbff", "#08306b")  # of a heat map, from the worst to the best
 WHITE_FROM = 0.65  # of the way between them white text has more contrast than black; either has 4.5 or above
@@ -2399,15 +2477,15 @@ def inside(spec: dict[str, Any]) -> tuple[float, float]:
     return size["width"] * beside, size["height"] * below
 
 
-TYPE = {"labelFontSize": 7.5, "titleFontSize": 8}
+TYPE = {"labelFontSize": 7.5, "titleFontSize": 8, "labelColor": "currentColor", "titleColor": "currentColor"}
 THEME = {
     "font": "Liberation Sans, Arial, Helvetica, sans-serif",
     "padding": 3,
-    "axis": TYPE | {"gridColor": "#eee"},
+    "axis": TYPE | {"gridColor": "#8883"},
     "axisX": {"labelFlush": False, "labelOverlap": True, "labelSeparation": 4},
     "legend": TYPE | {"labelLimit": 0, "titleLimit": 0, "symbolSize": 40, "offset": 8},
-    "header": {"labelFontSize": 8, "titleFontSize": 8},
-    "title": {"fontSize": 9.5},
+    "header": TYPE | {"labelFontSize": 8},
+    "title": {"fontSize": 9.5, "color": "currentColor"},
     "view": {"stroke": None},
 }
 
@@ -2450,21 +2528,11 @@ def picture(answer: Answer, look: Look) -> tuple[dict[str, Any], str]:
 
 
 def figure(title: str, spec: dict[str, Any]) -> str:
-    """A picture as a part of a page, whose script draws it; `title` is its alternative text."""
-    text = json.dumps(spec | {"description": plain(title)}).replace("<", r"\u003c")  # no text can end the element
-    width = f' class=sized style="width:{spec["usermeta"]["width"]:.0f}pt"' if "usermeta" in spec else ""
-    return f'<figure><div{width}></div><script type="application/json">{text}</script></figure>\n'
-
-
-# Without eval, which the page's policy does not allow; a click on a run opens W&B in a new tab.
-PLOT_SCRIPT = """
-for (const figure of document.querySelectorAll("figure")) {
-  const spec = JSON.parse(figure.querySelector("script").textContent), loader = { target: "_blank" };
-  const how = { renderer: "svg", ast: true, defaultStyle: false, loader, tooltip: { disableDefaultStyle: true } };
-  const actions = { export: true, source: false, compiled: false, editor: false };
-  vegaEmbed(figure.querySelector("div"), spec, { ...how, actions }).catch(console.error);
-}
-"""
+    """A picture as a part of a page, whose script draws it in the page's ink; `title` is its alternative text."""
+    text = json.dumps(spec | {"description": plain(title), "background": None})
+    text = text.replace("<", r"\u003c")  # no text can end the element
+    width = f'class=sized style="width:{spec["usermeta"]["width"]:.0f}pt"'
+    return f'<figure><div {width}></div><script type="application/json">{text}</script></figure>\n'
 
 
 def plot(answer: Answer, path: Path, look: Look) -> None:
@@ -2472,7 +2540,7 @@ def plot(answer: Answer, path: Path, look: Look) -> None:
     spec, svg = picture(answer, look)
     suffix = path.suffix.lower()
     if suffix == ".html":
-        script = vl_convert.javascript_bundle() + PLOT_SCRIPT
+        script = vl_convert.javascript_bundle() + SCRIPT
         write(path, page(answer.caption, figure(answer.caption, spec), script).encode())
     elif suffix == ".svg":
         write(path, re.sub(r'width="([\d.]+)" height="([\d.]+)"', r'width="\1pt" height="\2pt"', svg, count=1).encode())
@@ -2548,30 +2616,31 @@ def varied(runs: Runs) -> Answer:
     return Answer(f"{frame.height} hyperparameters vary", frame, [Column(c, c) for c in frame.columns], notes)
 
 
-def draw_along(points: pl.DataFrame, column: str, metric: str) -> alt.LayerChart:
+def draw_along(points: pl.DataFrame, column: str, metric: str) -> dict[str, Any]:
     """The metric of every run along a hyperparameter, and the mean at each of its values, of names the 20 commonest."""
 
     frame = points.with_columns(finite(metric)).drop_nulls([column, metric]).sort(column)
     means = frame.group_by(column, maintain_order=True).agg(pl.col(metric).mean(), pl.len().alias("n"))
-    numbers, title, height = frame[column].dtype.is_numeric(), short(column), 180
+    numbers, title, height = frame[column].dtype.is_numeric(), short(column), 165
     how: dict[str, object] = {"title": None}
     if numbers:
         how["scale"] = scale(Look(), frame, column)
     else:  # names read better as rows
         title += f", 20 of {means.height} values" if means.height > 20 else ""
         means = means.top_k(20, by="n").sort(column)
-        frame, height = frame.filter(pl.col(column).is_in(means[column].implode())), 20 * means.height
+        frame, height = frame.filter(pl.col(column).is_in(means[column].implode())), 45 + 15 * means.height
         middle = "slice(datum.label, 0, 10) + '…' + slice(datum.label, -11)"
         how["axis"] = {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}
     frame, means = (part.gather_every(-(-part.height // THINNED)) for part in (frame, means))
     across, up = (alt.X, alt.Y) if numbers else (alt.Y, alt.X)
     value = up(f"{field_of(metric)}:Q", title=short(metric), scale=scale(Look(), frame, metric))
-    chart = alt.Chart(width=220, height=height, title=title).encode(
-        across(f"{field_of(column)}:{'NQ'[numbers]}", **how), value
-    )
+    chart = alt.Chart().encode(across(f"{field_of(column)}:{'NQ'[numbers]}", **how), value)
     dots = chart.mark_circle(color=COLOURS[0], opacity=0.5).encode(**pointer(frame)).properties(data=frame)
     mean = chart.mark_line(point=True, color=COLOURS[1]) if numbers else chart.mark_tick(thickness=3, color=COLOURS[1])
-    return dots + mean.encode(**pointer(means)).properties(data=means)
+    size = {"width": 210, "height": height}  # in points, with axes and title
+    fit = alt.AutoSizeParams(type="fit", contains="padding")
+    chart = alt.layer(dots, mean.encode(**pointer(means)).properties(data=means), title=title, autosize=fit, **size)
+    return shown_plainly(chart.to_dict()) | {"config": THEME, "usermeta": size}
 
 
 def validation_metric(runs: Runs, metric: str) -> str:
@@ -2604,23 +2673,6 @@ def heard(said: dict[str, None]) -> Iterator[None]:
                 say(notice)
 
 
-def inked(spec: dict[str, Any]) -> dict[str, Any]:
-    """A specification in the ink of its page, be that dark on light or light on dark."""
-
-    ink, lines = {"labelColor": "currentColor", "titleColor": "currentColor"}, {"gridColor": "#8884"}
-    new = {
-        "axis": ink | lines,
-        "legend": ink,
-        "header": ink,
-        "title": {"color": "currentColor"},
-        "view": {"stroke": None},
-    }
-    config = spec.get("config", {})
-    config |= {name: config.get(name, {}) | colours for name, colours in new.items()}
-    text = json.dumps(spec | {"background": None, "config": config})
-    return json.loads(text.replace(f'"{COLOURS[-1]}"', '"currentColor"'))
-
-
 def part(answer: Answer | Stop) -> str:
     """An answer on the page: table, link that saves it, picture; or the word why there is none."""
 
@@ -2629,7 +2681,7 @@ def part(answer: Answer | Stop) -> str:
     name = re.sub(r"\W+", "_", answer.title)[:100]
     data = base64.b64encode(unnested(answer.frame).write_csv().encode()).decode()
     link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
-    drawn = figure(answer.title, inked(picture(answer, Look(title=""))[0])) if answer.draw else ""
+    drawn = figure(answer.title, picture(answer, Look(title=""))[0]) if answer.draw else ""
     few = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
     shown = answer if few is None else replace(answer, frame=answer.frame[few])
     closing = part(answer.closing) if answer.closing else ""
@@ -2694,9 +2746,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     if isinstance(matters, Answer):
         strongest = matters.frame["column"].head(3).to_list()
         points = take(runs, [*strongest, metric, *(c for c in ("name", "url") if c in runs.schema)])
-        along = "".join(
-            figure(f"{metric} along {c}", inked(draw_along(points, c, metric).to_dict())) for c in strongest
-        )
+        along = "".join(figure(f"{metric} along {c}", draw_along(points, c, metric)) for c in strongest)
         if (one_in := -(-points.height // THINNED)) > 1:
             along += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
 
@@ -2723,89 +2773,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     body = f"<h1>{html.escape(plain(title))}</h1>\n<nav aria-label='Single out a method'>{buttons}</nav>\n<main>\n"
     for number_, (name, content) in enumerate((sections | {"What to be careful about": careful}).items(), 1):
         body += f"<section><h2>{number_}. {name}</h2>\n{content}</section>\n"
-    return page(title, f"{body}</main>\n", vl_convert.javascript_bundle() + REPORT_SCRIPT, REPORT_STYLE)
-
-
-REPORT_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --link: #0b5cad; --on: #dbeafe }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #16181c; --line: #444; --link: #8ab8f0; --on: #1f3a5f }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 88em }
-body { margin: 0 auto; padding: 1em } h1 { font-size: 1.5em } h3 { font-size: 1em; margin-bottom: .3em }
-h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color: var(--link) }
-.table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
-.sized { zoom: 1.2 } .sized svg { width: 100%; height: auto }
-.table p { margin: 0 } code { overflow-wrap: anywhere } .number { text-align: right; white-space: nowrap }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .5em }
-th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
-th button { all: unset; cursor: pointer } :focus-visible { outline: 2px solid var(--link) !important }
-[aria-sort=ascending]::after { content: " ▲" } [aria-sort=descending]::after { content: " ▼" }
-nav { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: .3em 0 }
-nav button { font: inherit; color: inherit; background: none; border: 1px solid var(--line); border-radius: 1em }
-nav button { margin: .1em; padding: .1em .8em; cursor: pointer }
-nav [aria-pressed=true], tr.on { background: var(--on) } .dim { opacity: .12 !important }
-#vg-tooltip-element { visibility: hidden; position: fixed; z-index: 2; padding: .4em; font-size: 13px }
-#vg-tooltip-element { background: var(--paper); border: 1px solid var(--line) }
-#vg-tooltip-element.visible { visibility: visible }
-@page { size: A4; margin: 12mm }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #bbb; --link: #000; --on: #fff }
-  body { font-size: 9px; padding: 0 } th, td { padding: .1em .4em; overflow-wrap: anywhere }
-  .number { white-space: normal }
-  nav, .save { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
-  .table, figure { overflow: visible } .sized { zoom: 1; max-width: 100% } svg { max-width: 100%; height: auto }
-}
-"""
-
-# Draws the pictures, lets a method be singled out in all of them, and sorts a table by the column that is clicked.
-REPORT_SCRIPT = """
-const buttons = [...document.querySelectorAll("nav button")], methods = buttons.map(b => b.textContent);
-const method = values => methods.find(m => values.some(v => v === m || String(v).startsWith(m + " / ")));
-let single;
-function pick(name) {
-  single = name === single ? undefined : name;
-  for (const b of buttons) b.setAttribute("aria-pressed", b.textContent === single);
-  for (const row of document.querySelectorAll("tbody tr"))
-    row.classList.toggle("on", !!single && method([...row.cells].map(c => c.textContent)) === single);
-  for (const figure of document.querySelectorAll("figure")) {
-    const marks = [...figure.querySelectorAll(".role-mark *")].filter(e => e.__data__?.datum);
-    const named = marks.map(e => [e, method(Object.values(e.__data__.datum))]);
-    const there = named.some(([, m]) => m === single);
-    for (const [e, m] of named) e.classList.toggle("dim", !!single && there && m !== single);
-  }
-}
-for (const b of buttons) b.addEventListener("click", () => pick(b.textContent));
-for (const figure of document.querySelectorAll("figure")) {
-  const spec = JSON.parse(figure.querySelector("script").textContent), loader = { target: "_blank" };
-  const how = { renderer: "svg", ast: true, actions: false, defaultStyle: false, loader };
-  vegaEmbed(figure.querySelector("div"), spec, { ...how, tooltip: { disableDefaultStyle: true } }).then(({ view }) =>
-    view.addEventListener("click", (event, item) => {
-      const name = item?.datum && !item.href && method(Object.values(item.datum));
-      if (name) pick(name);
-    }));
-}
-function value(text) {
-  const found = /^[[(]?(-?[\\d.]+(?:e[+-]?\\d+)?)(?:[^)]*\\)(e[+-]?\\d+))?(?![-\\w])/.exec(text);
-  return found ? Number(found[1] + (found[2] ?? "")) : text;
-}
-function order(a, b) {
-  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
-}
-for (const head of document.querySelectorAll("thead th")) {
-  const button = document.createElement("button"), body = head.closest("table").tBodies[0];
-  button.append(...head.childNodes);
-  head.append(button);
-  button.addEventListener("click", () => {
-    const up = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", up === 1 ? "ascending" : "descending");
-    const rows = [...body.rows].map(row => [value(row.cells[head.cellIndex].textContent), row]);
-    rows.sort(([a], [b]) => (a === "-") - (b === "-") || up * order(a, b));
-    body.append(...rows.map(([, row]) => row));
-  });
-}
-"""
+    return page(title, f"{body}</main>\n", vl_convert.javascript_bundle() + SCRIPT)
 
 
 # The command ----------------------------------------------------------------------------------------------------------
