@@ -485,6 +485,15 @@ def test_what_weakens_the_claim_is_said(call, tmp_path, changes, options, warnin
     assert warning in ran.err
 
 
+def test_a_run_that_ran_twice_is_no_further_seed(call, tmp_path):
+    path = comparison(
+        tmp_path, config_seed=lambda i: (1, 1, 3)[i % 3], state=lambda i: "failed" if i == 4 else "finished"
+    )
+    ran = call(tmp_path, path, "--best-by", "val/loss", "--metric", "test/mse")
+    assert "(n=2)" in ran.out
+    assert "fewer seeds" not in ran.err  # than the other learning rate, of which a seed ran twice
+
+
 def test_of_equally_good_configurations_the_one_with_most_seeds_stands(result, tmp_path):
     path = comparison(
         tmp_path, metric_val_loss=1.0, config_lr=lambda i: 0.1 if i % 6 < 2 else 0.01, config_seed=lambda i: i

@@ -1298,6 +1298,12 @@ def configurations(points: pl.DataFrame, dims: list[str], config: list[str], sel
     )
 
 
+def distinct_seeds() -> pl.Expr:
+    """How many seeds the runs of `n` have: a run without a seed is one of its own, a repeated one is none."""
+    seeds = pl.col("seeds").list.drop_nulls()
+    return pl.col("n") - (seeds.list.len() - seeds.list.n_unique())
+
+
 def choose(every: pl.DataFrame, dims: list[str], highest: bool) -> pl.DataFrame:
     """What is chosen: in each cell of `dims` the configuration with the best `selection`, if the `highest` is or not.
 
@@ -1308,7 +1314,7 @@ def choose(every: pl.DataFrame, dims: list[str], highest: bool) -> pl.DataFrame:
 
     mean, diverged = pl.col("mean"), pl.col("diverged") > 0
     means = {"configurations": mean.count(), "median": mean.median(), "min": mean.min(), "max": mean.max()}
-    overall = every.group_by(dims).agg(most_seeds=pl.max("n"), any_diverged=diverged.sum(), **means)
+    overall = every.group_by(dims).agg(most_seeds=distinct_seeds().max(), any_diverged=diverged.sum(), **means)
     order = [diverged, pl.col("selection"), pl.col("n")]
     able = every.filter(pl.col("selection").is_not_null())
     able = able.sort(order, descending=[False, highest, True], maintain_order=True)
@@ -1504,7 +1510,10 @@ def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], sel
     for condition, text in (
         (pl.col("n") == 0, f"have no finite {metric}"),
         (pl.col("n") == 1, "rest on n = 1 run: no spread, no interval, and a lucky seed may have been chosen"),
-        ((pl.col("n") > 1) & (pl.col("n") < pl.col("most_seeds")), "have fewer seeds than another configuration there"),
+        (
+            (pl.col("n") > 1) & (distinct_seeds() < pl.col("most_seeds")),
+            "have fewer seeds than another configuration there",
+        ),
         (pl.col("n") < pl.col("runs"), f"chose a configuration some of whose runs have no finite {metric}: left out"),
         (pl.col("diverged") > 0, f"have no configuration without a seed that diverged in {select}"),
         (pl.col("repeats") > 0, "hold a seed twice; repeated runs count as n, but are not independent"),
