@@ -2245,12 +2245,11 @@ def above(scale: dict[str, Any], low: pl.Expr, floor: pl.Expr) -> pl.Expr:
     return pl.when(low.is_not_null()).then(pl.max_horizontal(low, floor)) if scale["type"] == "log" else low
 
 
-def rows_of(rows: Sequence[str], winners: Sequence[str], title: str | None, height: float, total: int = 0) -> alt.Y:
-    """The vertical axis: a row per label, in this order, the winners in bold; without a title it shows no labels."""
+def rows_of(rows: Sequence[str], title: str | None, height: float, total: int = 0) -> alt.Y:
+    """The vertical axis: a row per label, in this order; without a title it shows no labels."""
 
-    wins = {"condition": {"test": f"indexof({json.dumps(list(winners))}, datum.value) >= 0", "value": "bold"}}
     size = min(7.5, 0.95 * height / len(rows))
-    axis = alt.Axis(labelFontWeight=wins | {"value": "normal"}, labelFontSize=size, labels=title is not None, grid=True)
+    axis = alt.Axis(labelFontSize=size, labels=title is not None, grid=True)
     more = f" (the first {len(rows)} of {total})" if total > len(rows) else ""
     return alt.Y("_row:N", sort=list(rows), title=f"{title}{more}" if title else None, axis=axis)
 
@@ -2272,7 +2271,7 @@ def draw_top(frame: pl.DataFrame, metric: str, title: str, look: Look) -> alt.Ch
     width, height = look.width or 6 * CM, look.height or 16 * len(rows)
     chart = alt.Chart(frame, width=width, height=height).encode(
         alt.X(f"{field_of(metric)}:Q", **along(scale(look, frame, metric), title)),
-        rows_of(rows, rows[:1], "", height),
+        rows_of(rows, "", height),
         shape=alt.condition("datum._best", alt.value("diamond"), alt.value("circle")),
         size=alt.condition("datum._best", alt.value(110), alt.value(50)),
         **pointer(frame),
@@ -2303,7 +2302,7 @@ def draw_groups(
         x = along(scale(look, frame, metric), title, 5 if not metrics[1:] else 3)
         chart = alt.Chart(frame, width=look.width / len(metrics) if look.width else 5 * CM, height=height).encode(
             alt.X(f"{field_of(metric)}:Q", **x),
-            rows_of(order, order[:1], names(by) if metric == metrics[0] else None, height, groups),
+            rows_of(order, names(by) if metric == metrics[0] else None, height, groups),
         )
         size = min(16.0, 0.6 * height / len(order))
         box = chart.mark_boxplot(outliers=False, size=size, color="#ccc", median={"color": "#666"})
@@ -2363,9 +2362,8 @@ def draw_pivot(
     layers.append(cell.transform_filter("datum._best").mark_rect(filled=False, stroke=COLOURS[-1], strokeWidth=1.2))
     two = high > 2.2 * size
     for name, dy in (("_upper", -0.6 * size if two else 0), ("_lower", 0.6 * size))[: 1 + two] if size >= 3.5 else ():
-        for test, weight in (("datum._best", "bold"), ("!datum._best", "normal")):
-            words = cell.transform_filter(test).encode(text=f"{name}:N", color=alt.Color("_ink:N", scale=None))
-            layers.append(words.mark_text(dy=dy, fontSize=size, fontWeight=weight))
+        words = cell.encode(text=f"{name}:N", color=alt.Color("_ink:N", scale=None))
+        layers.append(words.mark_text(dy=dy, fontSize=size, fontWeight=alt.expr("datum._best ? 'bold' : 'normal'")))
     return alt.layer(*layers).resolve_scale(color="independent")
 
 
@@ -2406,7 +2404,7 @@ def draw_best(
         return alt.Color(f"{field}:N", scale=domain, legend=legend(look, what, title=None))
 
     shape = alt.condition("datum._rank === 1", alt.value("diamond"), alt.value("circle"))
-    axis = rows_of(down, [] if panels[1:] else down[:1], names(rows or cols), height, frame["_row"].n_unique())
+    axis = rows_of(down, names(rows or cols), height, frame["_row"].n_unique())
     chart = alt.Chart().encode(axis, **pointer(frame))
     layers = [
         chart.mark_rule(strokeWidth=size / 8, opacity=0.6).encode(at("min"), alt.X2("max"), colour("_every")),
