@@ -112,6 +112,11 @@ def finish(main: Callable[[], int]) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name that the terminal's encoding lacks
+    if os.name == "posix":
+        import resource
+
+        if 0 < (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 2 << 30:
+            say(f"ulimit -v allows {limit >> 20} MB; libraries that need more may end the script without a word")
     try:
         code = main()
         sys.stdout.flush()
@@ -517,7 +522,9 @@ def faults() -> tuple[type[BaseException], ...]:
 
 def reason(error: BaseException) -> str:
     """The first line of an engine's error, without the plan that follows it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # What Arrow's other threads say once a file of a partition was closed because it could not grow.
+    return "no space is left, or a file is too large" if line.endswith("closed file") else line
 
 
 # ---- One type per column ----------------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ def finish(main: Callable[[], int]) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name that the terminal's encoding lacks
+    if os.name == "posix":
+        import resource
+
+        if 0 < (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 2 << 30:
+            say(f"ulimit -v allows {limit >> 20} MB; libraries that need more may end the script without a word")
     try:
         code = main()
         sys.stdout.flush()
