@@ -713,6 +713,12 @@ def test_filters(tmp_path):
     assert history["run_id"].to_pylist() == ["a", "a", "a", "b", "b"]
 
 
+def test_a_project_whose_name_reads_like_a_glob(tmp_path):
+    write_log(tmp_path / "wandb", [run_record("r", project="exp[1]"), exit_record()])
+    good(offline(tmp_path / "out", "-p", "exp[1]", source=tmp_path / "wandb"))
+    assert ids(tmp_path / "out", "exp[1]") == ["r"]
+
+
 def test_history_keys_and_quiet_and_dry_run(tmp_path):
     rows = [*row_records(0, {"loss": 1, "val/a": 2}), *row_records(1, {"loss": 1}), *row_records(2, {"val/b": "x"})]
     write_log(tmp_path / "wandb", [run_record("r"), *rows, exit_record()])

@@ -437,7 +437,7 @@ def test_a_project_that_is_not_there(server, folder):
     done = export(server, folder, "-p", "spectral_denoise")
     assert done.code == 2
     assert "spectral_denoise'" in done.err
-    assert "Did you mean spectral_denoising?" in done.err
+    assert "Did you mean spectral_denoising?\n" in done.err
     done = export(server, folder, "-p", "spectral_denoisng*")
     assert done.code == 2
     assert "spectral_denoising" in done.err
@@ -579,6 +579,9 @@ def test_table_at_the_end(server, folder):
         (["--history-keys", "loss"], "--include-history"),
         (["--no-such-option"], "--no-such-option"),
         (["a_word"], "a_word"),
+        (["-e", ""], "-e '' names no entity"),
+        (["-e", "/p"], "-e '/p' names no entity"),
+        (["-p", "team/p"], "Write -e team -p p. See"),
     ],
 )
 def test_arguments_that_cannot_be_meant(server, folder, args, word):

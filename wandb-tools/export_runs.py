@@ -1932,7 +1932,7 @@ def recorded_projects(
         (entity, project)
         for entity, project in folders.runs
         if not entities or not {entity, f"{entity}/{project}"}.isdisjoint(entities)
-        if not wanted or any(fnmatch.fnmatchcase(project, glob) for glob in wanted)
+        if not wanted or project in wanted or any(fnmatch.fnmatchcase(project, glob) for glob in wanted)
     ]
     problems = [Stop(f"{plain(path)} {wrong}", 1) for path, wrong in folders.damage.items()]
     if not found and not problems:
@@ -2020,8 +2020,8 @@ def export_project(project: Project) -> None:
     except (Stop, OSError) as error:
         project.error = str(error)
         project.refused = getattr(error, "code", 1) == 2 and not (kept or project.runs)
-        advice = " What was fetched is kept; run the command again to go on." if kept else ""
-        say(f"error: {plain(project.title)}: {project.error.rstrip('.')}.{advice}")
+        advice = ". What was fetched is kept; run the command again to go on." if kept else ""
+        say(f"error: {plain(project.title)}: {project.error.rstrip('.')}{advice}")
     project.seconds = time.monotonic() - started
 
 
@@ -2365,10 +2365,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", metavar="N", type=positive, default=WORKERS, help=f"requests at a time; default: {WORKERS}")
     add("-q", "--quiet", **switch, help="no progress and no table; only what went wrong")
     args = parser.parse_args(arguments)
+    if nameless := [name for name in args.entity if not name.split("/")[0].strip()]:
+        parser.error(f"-e {nameless[0]!r} names no entity; name a user or a team")
     for name in args.project:
         if "/" in name:
             entity, project = name.split("/", 1)
-            parser.error(f"-p {name}: a project's name holds no slash. Did you mean -e {entity} -p {project}?")
+            parser.error(f"-p {name}: a project's name holds no slash. Write -e {entity} -p {project}")
     if args.history_keys and not args.include_history:
         parser.error("--history-keys needs --include-history")
     if args.since and args.until and args.since >= args.until:
