@@ -2713,11 +2713,11 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
             except Stop as stop:
                 return stop
 
-    def ask(**options: object) -> Answer | Stop:
+    def ask(of: Runs | None = None, **options: object) -> Answer | Stop:
         if isinstance(metric, Stop):
             return metric
         mine = dict.fromkeys(("best_by", "group_by", "rows", "cols", "top")) | {"metric": args.metric or metric}
-        return told(answer_to, argparse.Namespace(**(vars(args) | mine | options)), runs)
+        return told(answer_to, argparse.Namespace(**(vars(args) | mine | options)), of or runs)
 
     def differing(words: str) -> list[str]:
         columns = told(resolve_all, words, runs)
@@ -2734,6 +2734,9 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     by, cols = differing(args.group_by or args.rows or "arch"), differing(args.cols or "dataset")
     cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
     choice = {"best_by": args.best_by or select}
+    ignore, only = (resolve_globs(words or default, runs) for words, default in ((args.ignore, ""), (args.config, "*")))
+    out = {c for c in hyperparameters(runs) if c not in (*by, *cols) and (c in ignore or c not in only)}
+    described = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if c not in out})
 
     if isinstance(metric, Stop) or not by:
         none = Stop("no column that tells methods apart differs. Name one with --group-by.")
@@ -2745,16 +2748,16 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
             comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
             comparison += part(ask(**cells, pivot=bool(cols)))
         elif cols and isinstance(paper := ask(**cells, **choice, pivot=True), Answer):
-            comparison = part(replace(paper, notes=paper.notes[:1], draw=None, closing=None)) + comparison
+            comparison = part(replace(paper, notes=[note for note in paper.notes if "--pivot" not in note], draw=None, closing=None)) + comparison
 
-    varying, best = told(varied, runs), ask(json=True)  # with every column
+    varying, best = told(varied, described), ask(json=True)  # with every column
     if isinstance(best, Answer):
         first, shown = best.frame.head(TOP), [column.value for column in best.columns]
         config = [c for c in ([] if isinstance(varying, Stop) else varying.frame["column"]) if c not in shown]
         first = first.select(*shown, *config, *(c for c in ("id", "url") if c in first.columns))
         best = replace(best, frame=first, rows=None, columns=[*best.columns, *(Column(short(c), c) for c in config)])
 
-    matters, along = ask(importance=True), ""
+    matters, along = ask(described, importance=True), ""
     if isinstance(matters, Answer):
         strongest = matters.frame["column"].head(3).to_list()
         points = take(runs, [*strongest, metric, *(c for c in ("name", "url") if c in runs.schema)])
