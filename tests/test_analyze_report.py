@@ -294,6 +294,20 @@ def test_what_the_data_cannot_give_is_left_out_with_a_word(call, tmp_path, drop,
     assert text.count("Left out:") == left_out[drop]
 
 
+def test_what_is_ignored_neither_varied_nor_matters(call, tmp_path):
+    rows = [row | {"config_z_random": i / 7} for i, row in enumerate(demo_rows())]
+    path = write_runs(tmp_path / "random_runs.parquet", rows, KEYS)
+    said = {}
+    for options in ([], ["--ignore", "z_*"]):
+        target = tmp_path / f"{len(options)}.html"
+        assert call(tmp_path, path, "-m", "test/mse", "--report", target, *options).code == 0
+        tables = re.findall(r"<section>.*?</section>", target.read_text(encoding="utf-8"), re.S)
+        said[len(options)] = [
+            name for name, text in zip(SECTIONS, tables, strict=True) if "<td>config_z_random" in text
+        ]
+    assert said == {0: ["What varied", "What matters"], 2: []}
+
+
 def test_the_step_that_was_best_holds_for_the_whole_page(call, tmp_path):
     rows = [run_row(i, name=f"{'mlp' if i % 2 else 'gnn_qk'}_s{i // 2}", config_seed=i // 2) for i in range(8)]
     rows = [row | {"metric_val_loss": 5.0, "metric_test_mse": float(i)} for i, row in enumerate(rows)]

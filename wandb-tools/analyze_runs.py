@@ -2748,7 +2748,8 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
             comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
             comparison += part(ask(**cells, pivot=bool(cols)))
         elif cols and isinstance(paper := ask(**cells, **choice, pivot=True), Answer):
-            comparison = part(replace(paper, notes=[note for note in paper.notes if "--pivot" not in note], draw=None, closing=None)) + comparison
+            notes = [note for note in paper.notes if "--pivot" not in note]
+            comparison = part(replace(paper, notes=notes, draw=None, closing=None)) + comparison
 
     varying, best = told(varied, described), ask(json=True)  # with every column
     if isinstance(best, Answer):
