@@ -909,7 +909,7 @@ def test_sql_joins_history(result, demo):
         (["--smooth", "1", "--curves", "val/loss"], 2, ["'1' is no number from 0 up to, but not, 1"]),
         (["--smooth", "0.5"], 2, ["--smooth goes with --curves"]),
         (["--top", "0"], 2, ["'0' is no whole number above 0"]),
-        (["--top", "5", "--pivot"], 2, ["--top goes with --group-by or --best-by"]),
+        (["--top", "5", "--pivot"], 2, ["--top goes with --group-by, --best-by"]),
         (["--pivot", "--importance"], 2, ["--importance and --pivot are separate questions"]),
         (["--over", "seed"], 2, ["--over goes with --best-by"]),
         (["--plot", "x.png", "--schema"], 2, ["--plot goes with"]),

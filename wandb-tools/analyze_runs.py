@@ -2918,9 +2918,11 @@ def check(args: argparse.Namespace, made: argparse.ArgumentParser) -> None:
     if asked[1:]:
         made.error(f"{' and '.join(asked)} are separate questions; ask one at a time")
     there = {(asked or ["--top"])[0], *(given & {"--plot"})}
+    if {"--at-best", "--curves"} <= given:
+        made.error("--at-best does not go with --curves, which show every step")
     for options, others in GOES_WITH.items():
         if (wrong := [o for o in options.split() if o in given]) and not there.intersection(others.split()):
-            known = " or ".join(o for o in others.split() if o not in wrong)
+            known = " or ".join(", ".join(o for o in others.split() if o not in wrong).rsplit(", ", 1))
             made.error(f"{' and '.join(wrong)} {'go' if wrong[1:] else 'goes'} with {known}")
     if "--group-by" in given and given & {"--rows", "--cols", "--pivot"}:
         made.error("--rows and --cols go with --pivot, or with --best-by without --group-by")
