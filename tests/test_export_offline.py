@@ -248,6 +248,10 @@ def test_random_logs_as_wandb_sync_reads_them(tmp_path):
         command = [sys.executable, "-m", "wandb", "sync", *map(str, (tmp_path / "wandb").glob("offline-run-*"))]
         synced = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100)
         assert synced.returncode == 0, synced.stderr
+        ends = {name: node["state"] for name, node in nodes.items()}
+        patience = time.monotonic() + 20  # the last message of a run may still be on its way when the client has ended
+        while any(run.state != ends[run.id] for run in server.runs(TEAM, "odd")) and time.monotonic() < patience:
+            time.sleep(0.1)
         for run in server.runs(TEAM, "odd"):
             node, config = nodes.pop(run.id), run.config
             about, own = config.pop("_wandb"), node["config"].pop("_wandb")
