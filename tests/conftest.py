@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import math
@@ -147,6 +148,8 @@ def export(
             code = exited.args[0]
         except SystemExit as exited:  # argparse's
             code = int(exited.code or 0)
+        finally:
+            gc.enable()
     said = [stream.buffer.getvalue().decode() for stream in (out, err)]
     assert key not in "".join(said)
     assert "Traceback" not in said[1]

@@ -39,6 +39,7 @@ import ctypes
 import difflib
 import fnmatch
 import functools
+import gc
 import hashlib
 import importlib
 import itertools
@@ -67,8 +68,9 @@ if TYPE_CHECKING:
 # What a copier may want to change.
 TEAM_KEY = "GRAPH_DENOISE_TEAM_SERVICE"  # the name of the team's service-account key in .env
 OUTPUT = Path("wandb_export")
-WORKERS = 8  # requests in flight, over all projects
-FIRST_PAGE, PAGE, LARGEST_PAGE = 100, 280, 1000  # runs per request: the very first, those that follow, the most
+WORKERS = 10  # requests in flight, over all projects; W&B's client sends no more at a time
+FIRST_PAGE, PAGE, LARGEST_PAGE = 100, 200, 1000  # runs per request: the very first, those that follow, the most
+LISTED = 450  # runs that one request lists, without config and summary, where several can go at a time
 PAGE_BYTES = 3_400_000  # of config and summary on a page, about
 BLOCK = 500  # runs per row group, and held at once when the file is built
 HISTORY_ROWS, HISTORY_CELLS = 20_000, 4_000_000  # rows of history converted at once, values per row group
@@ -83,8 +85,10 @@ T = TypeVar("T")
 
 # A key of a run's data: the column's prefix (config, metric or system), then the path of keys as W&B spells them.
 Key = tuple[str, ...]
-# A piece of work that may give back what is to be done next.
-Job = Callable[[], Iterable["Job"] | None]
+# A piece of work, which may give back what is to be done next: jobs, and what the thread that runs them does itself.
+Job = Callable[[], tuple[Sequence["Job"], Callable[[], None] | None] | None]
+# What a listing shows of a run, see `fingerprint`.
+Print = tuple[Any, ...]
 
 
 # --- console: the same in list_entities.py, export_runs.py, aggregate_runs.py and analyze_runs.py ---
@@ -689,6 +693,13 @@ class Project:
         """Where fetched pages wait for the merge; there only while an export is under way or was interrupted."""
         return self.args.output / f".{file_stem(f'{self.entity}_{self.name}')}.parts"
 
+    def ask(self, query: str, variables: dict[str, Any], tries: int = 0) -> dict[str, Any]:
+        """What W&B says of the project. Raises as `Connection.ask` does, and `Stop` where there is no such project."""
+        reply = self.server.ask(query, {"entity": self.entity, "project": self.name} | variables, tries)["project"]
+        if reply is None:
+            raise unseen(self.server, self.entity, self.name)
+        return reply
+
 
 def file_stem(name: str) -> str:
     """A name from W&B as one part of a file's name; what no file system should see becomes `_` and a digest."""
@@ -707,21 +718,17 @@ FIELDS |= {"sweep": "sweepName", "notes": "notes", "commit": "commit", "history_
 STATE, CREATED = list(FIELDS).index("state"), list(FIELDS).index("created_at")
 
 
-def fixed_fields(node: dict[str, Any]) -> dict[str, Any]:
-    """The columns of FIELDS from a run as W&B lists it. Times are microseconds since 1970."""
+def fingerprint(node: dict[str, Any]) -> Print:
+    """The columns of FIELDS, in order, from a run as W&B lists it. Times are microseconds since 1970."""
     user = node["user"] or {}
-    return {name: clean_text(node[field]) for name, field in FIELDS.items()} | {
+    values = {name: clean_text(node[field]) for name, field in FIELDS.items()} | {
         "created_at": microseconds(node["createdAt"]),
         "heartbeat_at": microseconds(node["heartbeatAt"]),
-        "tags": clean_text(list(node["tags"] or [])),
+        "tags": tuple(clean_text(list(node["tags"] or []))),
         "user": clean_text(user.get("username") or user.get("name")),
         "history_rows": whole(node["historyLineCount"]),
     }
-
-
-def fingerprint(row: Iterable[Any]) -> tuple[Any, ...]:
-    """The values of FIELDS as something that compares."""
-    return tuple(tuple(value) if isinstance(value, list) else value for value in row)
+    return tuple(values.values())
 
 
 def microseconds(text: str | None) -> int | None:
@@ -801,7 +808,7 @@ def read_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], ...]:
     raw = node["summaryMetrics"] or "{}"
     own = summary.get("_wandb")
     runtime = own.get("runtime") if isinstance(own, dict) else None
-    row = fixed_fields(node) | {
+    row = dict(zip(FIELDS, fingerprint(node), strict=True)) | {
         "last_step": whole(summary.get("_step")),
         "runtime_seconds": finite(summary.get("_runtime") if runtime is None else runtime),
         "_config_json": dump_json(config),
@@ -898,10 +905,7 @@ class Stored:
         for _, some in itertools.groupby(rows, key=lambda row: bisect_right(self.starts, row)):
             picked = list(some)
             start, table = self.group(picked[0], columns)
-            if picked[-1] - picked[0] + 1 == len(picked):
-                pieces.append(table.slice(picked[0] - start, len(picked)))
-            else:
-                pieces.append(table.take([row - start for row in picked]))
+            pieces.append(table.take([row - start for row in picked]))
         if rows[-1] + 1 == self.starts[-1]:
             self.cached = None  # the merge will not come back
         return pa.concat_tables(pieces)
@@ -927,7 +931,8 @@ class Runs(Stored):
             raise Stop(f"{path} cannot be read (its columns are not those that its footer tells of)", 1)
         light = self.read(list(FIELDS)).select(list(FIELDS))
         columns = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in light)
-        self.prints = list(map(fingerprint, zip(*(column.to_pylist() for column in columns), strict=True)))
+        values = dict(zip(FIELDS, (column.to_pylist() for column in columns), strict=True))
+        self.prints: list[Print] = list(zip(*(values | {"tags": map(tuple, values["tags"])}).values(), strict=True))
 
     def configs(self, table: pa.Table) -> dict[Key, tuple[list[Any], Counter[str]]]:
         """`gather` of the configs of these rows."""
@@ -1036,34 +1041,29 @@ def written_beside(project: Project, target: Path) -> Iterator[Path]:
 
 
 def run_jobs(project: Project, jobs: Iterable[Job]) -> None:
-    """Run the jobs on the export's workers; what a job yields comes before what still waits.
+    """Run the jobs on the export's workers; those that a job gives back come before what still waits.
 
     The first error ends it; what has begun by then still ends well.
     """
-    waiting, lock = deque(jobs), threading.Lock()
-    running: set[Future[None]] = set()
-    errors: list[BaseException] = []
-
-    def start() -> None:
-        with lock:
-            while waiting and not errors and len(running) < project.args.workers:
-                running.add(project.pool.submit(work, waiting.popleft()))
-
-    def work(job: Job) -> None:
-        for following in job() or ():
-            waiting.appendleft(following)
-            start()
-
-    start()
-    while running:
-        done, _ = wait(list(running), return_when=FIRST_COMPLETED)
-        running -= done
-        errors += [error for future in done if not future.cancelled() and (error := future.exception())]
-        for future in list(running) if errors else ():
-            future.cancel()
-        start()
-    if errors:
-        raise errors[0]
+    waiting, running = deque(jobs), set[Future[Any]]()
+    keep: Callable[[], None] | None = None
+    error: BaseException | None = None
+    while True:
+        while waiting and not error and len(running) < project.args.workers:
+            running.add(project.pool.submit(waiting.popleft()))
+        if keep:
+            keep()
+        if not running:
+            break
+        future = wait(running, return_when=FIRST_COMPLETED).done.pop()
+        running.remove(future)
+        failed, following, keep = future.exception(), (), None
+        if not failed:
+            following, keep = future.result() or ((), None)
+        error = error or failed
+        waiting.extendleft(reversed(following))
+    if error:
+        raise error
 
 
 class Listing:
@@ -1075,9 +1075,58 @@ class Listing:
 
     def __init__(self, project: Project, full: bool) -> None:
         self.project, self.full = project, full
-        self.prints: dict[str, tuple[Any, ...]] = {}
+        self.prints: dict[str, Print] = {}
         self.total = 0
         self.seen: dict[str, set[str]] = {}  # cursors, by window
+
+    def run(self, windows: Iterable[dict[str, Any]], most: int = LARGEST_PAGE, probe: bool = True) -> Listing:
+        """Ask for the pages of these windows, at most so many runs each. Raises as `Connection.ask` does."""
+        pages = (functools.partial(self.page, w, None, most, probe and not i) for i, w in enumerate(windows))
+        run_jobs(self.project, pages)
+        return self
+
+    def page(
+        self, window: dict[str, Any], after: str | None = None, most: int = LARGEST_PAGE, probe: bool = False
+    ) -> tuple[list[Job], Callable[[], None] | None]:
+        """A job: one page of a window, from a cursor on, then the rest of the window; smaller if it does not arrive."""
+        project, sizes = self.project, self.project.sizes
+        size = min(most, sizes[self.full])
+        try:
+            reply = self.ask(window, size, after, probe, self.full, tries=int(self.full or size > 1))
+            if self.full and reply["runs"]["edges"]:
+                project.heavy = 0
+        except Unanswered:
+            if size > 1:
+                sizes[self.full] = max(1, min(sizes[self.full], size // 2))
+                return [functools.partial(self.page, window, after, most, probe)], None
+            if not self.full:
+                raise
+            reply = self.ask(window, 1, after, probe, full=False, tries=0)  # raises where not the run is at fault
+            try:
+                reply = self.ask(window, 1, after, probe, full=True, tries=1)
+            except Unanswered as error:
+                project.heavy += 1
+                if project.heavy == HEAVY:
+                    raise
+                for edge in reply["runs"]["edges"]:
+                    note_failure(project, edge["node"], f"too heavy to fetch: {error}")
+        nodes = [edge["node"] for edge in reply["runs"]["edges"] if edge["node"]]
+        if len(nodes) == size:  # grow slowly: a page that is too large costs the server a time-out
+            weight = sum(len(node.get(name) or "") for node in nodes for name in ("config", "summaryMetrics"))
+            roof = PAGE_BYTES * size // max(1, weight)
+            sizes[self.full] = max(1, min(LARGEST_PAGE, roof, sizes[self.full] + 1 + sizes[self.full] // 20))
+        if probe:
+            self.total = reply["total"]
+            project.progress.expect(self.total if self.full else 0)
+        jobs: list[Job] = []
+        if cursor := next_cursor(reply["runs"], self.seen.setdefault(json.dumps(window), set())):
+            newest = reply["newest"]["edges"][0]["node"] if probe and self.full else None
+            start, end = second(nodes[-1] if nodes else None), second(newest)
+            if start is None or end is None:
+                jobs.append(functools.partial(self.page, window, cursor))
+            else:
+                jobs.append(functools.partial(self.split, start, end + 1, None))
+        return jobs, functools.partial(self.keep, nodes)
 
     def ask(
         self, window: dict[str, Any], size: int, after: str | None, probe: bool, full: bool, tries: int
@@ -1095,68 +1144,10 @@ class Listing:
               edges {{ node {{ createdAt }} }} }}
             runs(filters: $filters, first: $first, after: $after, order: "+created_at") {{
               edges {{ node {{ {fields} }} }} pageInfo {{ endCursor hasNextPage }} }} }} }}"""
-        variables = {"entity": project.entity, "project": project.name, "first": size, "after": after, "probe": probe}
-        variables |= {"all": all_of(project.args.filters), "filters": all_of([*project.args.filters, window])}
-        reply = project.server.ask(query, variables, tries=tries)["project"]
-        if reply is None:
-            raise unseen(project.server, project.entity, project.name)
-        return reply
+        variables = {"first": size, "after": after, "probe": probe, "all": all_of(project.args.filters)}
+        return project.ask(query, variables | {"filters": all_of([*project.args.filters, window])}, tries)
 
-    def page(
-        self, window: dict[str, Any], after: str | None = None, most: int = LARGEST_PAGE, probe: bool = False
-    ) -> Iterator[Job]:
-        """A job: one page of a window, from a cursor on, then the rest of the window; smaller if it does not arrive."""
-        sizes = self.project.sizes
-        size = min(most, sizes[self.full])
-        try:
-            if size == 1:
-                reply = self.alone(window, after, probe)
-            else:
-                reply = self.ask(window, size, after, probe, self.full, tries=1)
-        except Unanswered:
-            if size == 1:
-                raise
-            sizes[self.full] = max(1, min(sizes[self.full], size // 2))
-            yield functools.partial(self.page, window, after, most, probe)
-            return
-        nodes = [edge["node"] for edge in reply["runs"]["edges"]]
-        if any("config" in (node or {}) for node in nodes):
-            self.project.heavy = 0
-        if len(nodes) == size:  # grow slowly: a page that is too large costs the server a time-out
-            weight = sum(
-                len(node.get("config") or "") + len(node.get("summaryMetrics") or "") for node in nodes if node
-            )
-            roof = PAGE_BYTES * size // max(1, weight)
-            sizes[self.full] = max(1, min(LARGEST_PAGE, roof, sizes[self.full] + 1 + sizes[self.full] // 20))
-        if probe:
-            self.total = reply["total"]
-            self.project.progress.expect(self.total if self.full else 0)
-        if cursor := next_cursor(reply["runs"], self.seen.setdefault(json.dumps(window), set())):
-            ends = [second(nodes[-1]), second(reply["newest"]["edges"][0]["node"])] if probe and self.full else [None]
-            if None in ends:
-                yield functools.partial(self.page, window, cursor)
-            else:
-                yield functools.partial(self.split, ends[0], ends[1] + 1, None)
-        self.keep(nodes)
-
-    def alone(self, window: dict[str, Any], after: str | None, probe: bool) -> dict[str, Any]:
-        """A page of one run; in a full pass one without config, noted as failed, when it does not come otherwise."""
-        if not self.full:
-            return self.ask(window, 1, after, probe, False, 0)
-        with contextlib.suppress(Unanswered):
-            return self.ask(window, 1, after, probe, True, 1)
-        light = self.ask(window, 1, after, probe, False, 0)  # raises where the server is at fault, not the run
-        try:
-            return self.ask(window, 1, after, probe, True, 1)
-        except Unanswered as error:
-            self.project.heavy += 1
-            if self.project.heavy == HEAVY:
-                raise
-            for edge in light["runs"]["edges"]:
-                note_failure(self.project, edge["node"], f"too heavy to fetch: {error}")
-            return light
-
-    def split(self, start: int, end: int, last: int | None) -> Iterator[Job]:
+    def split(self, start: int, end: int, last: int | None) -> tuple[list[Job], None]:
         """A job: the pages of windows that hold about as many of the runs created in [start, end) each, in seconds.
 
         Counts slices of time in one request and joins neighbours; a slice that holds far too many is split in turn.
@@ -1168,52 +1159,48 @@ class Listing:
         asked = " ".join(f"s{i}: runCount(filters: $s{i})" for i in range(len(slices)))
         query = f"""query CountRuns($entity: String!, $project: String!, {declared}) {{
           project(name: $project, entityName: $entity) {{ {asked} }} }}"""
-        variables: dict[str, Any] = {"entity": project.entity, "project": project.name}
-        variables |= {f"s{i}": all_of([*project.args.filters, created(a, b)]) for i, (a, b) in enumerate(slices)}
-        reply = project.server.ask(query, variables)["project"]
-        counts = [reply[f"s{i}"] for i in range(len(slices))]
+        filters = {f"s{i}": all_of([*project.args.filters, created(a, b)]) for i, (a, b) in enumerate(slices)}
+        counts = list(project.ask(query, filters).values())
         pages = -(-sum(counts) // project.sizes[True])  # a window each where they are few
         windows = pages if pages < 2 * project.args.workers else project.args.workers
         share = max(FIRST_PAGE, -(-sum(counts) // max(1, windows)))
+        jobs: list[Job] = []
         held = 0
         for (a, b), runs in zip(slices, counts, strict=True):
             heavy = runs > 2 * share and b - a > 1
             if held and (heavy or held + runs > share):
-                yield functools.partial(self.page, created(start, a))
+                jobs.append(functools.partial(self.page, created(start, a)))
                 start, held = a, 0
             held += runs
             if heavy:
-                yield functools.partial(self.split, a, b, b)
+                jobs.append(functools.partial(self.split, a, b, b))
                 start, held = b, 0
         if last is None or start < last:
-            yield functools.partial(self.page, created(start, last))
+            jobs.append(functools.partial(self.page, created(start, last)))
+        return jobs, None
 
-    def keep(self, nodes: list[dict[str, Any] | None]) -> None:
-        """Take the runs of a page down, in a full pass also as a part on disk. One page at a time: memory."""
+    def keep(self, nodes: list[dict[str, Any]]) -> None:
+        """Take the runs of a page down, in a full pass also as a part on disk."""
         import pyarrow.parquet as pq
 
-        project = self.project
-        with project.lock:
-            fresh = []
-            for node in nodes:
-                if not node or not node.get("name"):
-                    continue  # no run; the count will tell
-                try:
-                    print_ = fingerprint(fixed_fields(node).values())
-                except (ValueError, OverflowError, TypeError, AttributeError) as error:  # a date that is none
-                    note_failure(project, node, f"what W&B says of it cannot be read: {error}")
-                    print_ = (node["name"],)
-                else:
-                    if "config" in node and self.prints.get(node["name"]) != print_:
-                        fresh.append(node)
-                self.prints[node["name"]] = print_
-            if not fresh:
-                return
-            path = project.parts / f"{next(project.part_number):07}.parquet"
+        project, fresh = self.project, []
+        for node in nodes:
+            if not node.get("name"):
+                continue  # no run; the count will tell
+            try:
+                print_ = fingerprint(node)
+            except (ValueError, OverflowError, TypeError, AttributeError) as error:  # a date that is none
+                note_failure(project, node, f"what W&B says of it cannot be read: {error}")
+                print_ = (node["name"],)
+            else:
+                if "config" in node and self.prints.get(node["name"]) != print_:
+                    fresh.append(node)
+            self.prints[node["name"]] = print_
+        if fresh:
             table = tabulate(project, fresh)
-            with written_beside(project, path) as temporary:
-                pq.write_table(table, temporary, **PART)
-        project.progress.fetched(len(table))
+            with written_beside(project, project.parts / f"{next(project.part_number):07}.parquet") as path:
+                pq.write_table(table, path, **PART)
+            project.progress.fetched(len(table))
 
 
 def all_of(filters: Iterable[dict[str, Any]]) -> str:
@@ -1238,25 +1225,22 @@ def second(node: dict[str, Any] | None) -> int | None:
     return moment // 1_000_000 if moment and 0 < moment < 4e15 else None  # until 2096
 
 
-def list_runs(project: Project, known: Iterable[tuple[Any, ...]], full: bool) -> dict[str, tuple[Any, ...]]:
+def list_runs(project: Project, known: Iterable[Print], full: bool) -> dict[str, Print]:
     """Run id -> fingerprint of every run that the filters let through.
 
     A `full` pass fetches the runs at once, page by page. A light listing, without config and summary, is for projects
     of which runs are known: it comes in windows cut where their times say. Either is held against W&B's own count.
     """
-    listing = Listing(project, full)
     if full:
-        run_jobs(project, [functools.partial(listing.page, {}, None, FIRST_PAGE, True)])
+        listing = Listing(project, True).run([{}], FIRST_PAGE)
     else:
         times = sorted((print_[CREATED] or 0) // 1_000_000 for print_ in known)
-        pieces = min(project.args.workers, -(-len(times) // 600))
+        pieces = min(project.args.workers, -(-len(times) // LISTED))
         edges = sorted({times[len(times) * i // pieces] for i in range(1, pieces)})
-        windows = [created(a, b) for a, b in itertools.zip_longest([None, *edges], edges)]
-        run_jobs(project, [functools.partial(listing.page, w, probe=not i) for i, w in enumerate(windows)])
+        listing = Listing(project, False).run(created(a, b) for a, b in itertools.zip_longest([None, *edges], edges))
     prints, total = listing.prints, listing.total
     if len(prints) < total:  # once more, in one window: some went meanwhile, or have no time of creation
-        again = Listing(project, full=False)
-        run_jobs(project, [functools.partial(again.page, {}, probe=True)])
+        again = Listing(project, False).run([{}])
         prints, total = prints | again.prints, again.total
     project.not_listed = max(0, total - len(prints))
     return prints
@@ -1265,9 +1249,8 @@ def list_runs(project: Project, known: Iterable[tuple[Any, ...]], full: bool) ->
 def fetch_runs(project: Project, ids: list[str]) -> None:
     """Fetch the runs with these ids in full, as parts."""
     project.progress.expect(len(ids))
-    listing = Listing(project, full=True)
     some = batched(ids, max(FIRST_PAGE, min(project.sizes[True], -(-len(ids) // project.args.workers))))
-    run_jobs(project, [functools.partial(listing.page, {"name": {"$in": list(part)}}) for part in some])
+    Listing(project, True).run(({"name": {"$in": list(part)}} for part in some), probe=False)
 
 
 # ---------------------------------------------------------------- history
@@ -1339,20 +1322,19 @@ def history_part(project: Project, run: dict[str, Any]) -> Path:
     return project.parts / "history" / f"{run['id'] if plain_id else file_stem('/' + run['id'])}.parquet"
 
 
-def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[str, Facts]) -> Iterator[Job]:
+def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[str, Facts]) -> tuple[list[Job], None]:
     """A job: ask where the history of these runs is, in one request, then fetch it; fewer runs if none is told."""
     try:
         found = history_addresses(project, runs)
     except Stop as error:
         if len(runs) == 1:
             note_history_failure(project, runs[0], error)
-            return
+            return [], None
         half = len(runs) // 2
-        yield from (functools.partial(ask_addresses, project, some, done) for some in (runs[:half], runs[half:]))
-        return
+        return [functools.partial(ask_addresses, project, some, done) for some in (runs[:half], runs[half:])], None
     project.arrived = time.monotonic()
-    for run, where in zip(runs, found, strict=True):
-        yield functools.partial(fetch_run_history, project, run, where, done)
+    pairs = zip(runs, found, strict=True)
+    return [functools.partial(fetch_run_history, project, run, where, done) for run, where in pairs], None
 
 
 def history_addresses(project: Project, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
@@ -1478,10 +1460,9 @@ def fetch_live_rows(project: Project, run: dict[str, Any], live: list[Any]) -> I
         calls = " ".join(f"h{a}: history(minStep: {a}, maxStep: {b}, samples: {b - a})" for a, b in some)
         query = f"""query LiveHistory($entity: String!, $project: String!, $run: String!) {{
           project(name: $project, entityName: $entity) {{ run(name: $run) {{ {calls} }} }} }}"""
-        names = {"entity": project.entity, "project": project.name, "run": run["id"]}
-        reply = project.server.ask(query, names)
+        reply = project.ask(query, {"run": run["id"]})
         with expected("live rows"):
-            texts = [text for a, _ in some for text in reply["project"]["run"][f"h{a}"]]
+            texts = [text for a, _ in some for text in reply["run"][f"h{a}"]]
         rows = [parse_json(text) if isinstance(text, str) else text for text in texts]
         yield [row for row in rows if row.get("_step") in wanted]
 
@@ -1944,7 +1925,7 @@ def recorded_projects(
     return found, problems
 
 
-def is_wanted(args: argparse.Namespace, print_: tuple[Any, ...]) -> bool:
+def is_wanted(args: argparse.Namespace, print_: Print) -> bool:
     """Whether the filters let the run with this fingerprint through; as at W&B, by whole seconds."""
     run = dict(zip(FIELDS, print_, strict=True))
     second = (run["created_at"] or 0) // 1_000_000
@@ -1956,7 +1937,7 @@ def is_wanted(args: argparse.Namespace, print_: tuple[Any, ...]) -> bool:
     )
 
 
-def list_logs(project: Project, previous: Runs | None, write: bool = True) -> dict[str, tuple[Any, ...]]:
+def list_logs(project: Project, previous: Runs | None, write: bool = True) -> dict[str, Print]:
     """Run id -> fingerprint of the runs with logs that are asked for; those that are new or changed become parts.
 
     A run is read again until its logs are whole and tell of its end. What W&B itself said of a run stands.
@@ -1981,7 +1962,7 @@ def list_logs(project: Project, previous: Runs | None, write: bool = True) -> di
         except (ValueError, RecursionError) as error:
             note_failure(project, {"name": run}, f"its logs cannot be read: {error}")
             continue
-        print_ = fingerprint(fixed_fields(node).values())
+        print_ = fingerprint(node)
         if not is_wanted(args, print_):
             continue
         wrong = [f"{log.path} {folders.damage[log.path]}" for log in logs[run] if log.path in folders.damage]
@@ -2144,7 +2125,7 @@ def open_parts(project: Project, parts: dict[Path, Runs]) -> list[Runs]:
     return list(parts.values())
 
 
-def merge_runs(project: Project, previous: Runs | None, parts: list[Runs], listing: dict[str, tuple[Any, ...]]) -> bool:
+def merge_runs(project: Project, previous: Runs | None, parts: list[Runs], listing: dict[str, Print]) -> bool:
     """Find the row that stands for each run, count what is new, and write the file; True if nothing changed."""
     sources = [previous, *parts] if previous else parts
     winners: dict[str, tuple[int, int]] = {}
@@ -2465,7 +2446,7 @@ def preview(project: Project) -> None:
 
 
 def import_ahead() -> None:
-    """Import what will be needed while W&B's client starts."""
+    """Import what will be needed while W&B answers."""
     for name in ("pyarrow.parquet", "pyarrow.compute", "rich.console", "rich.table"):
         importlib.import_module(name)
 
@@ -2473,13 +2454,14 @@ def import_ahead() -> None:
 def main() -> int:
     """Export the projects that the command line names; returns the exit code."""
     args = parse_arguments()
-    threading.Thread(target=import_ahead, daemon=True).start()
+    gc.disable()  # it would walk the many objects of W&B's client again and again; data of runs hold no cycles
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what each thread freed, here 100 MB
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
     sys.setrecursionlimit(10_000)  # configs may be nested deeply,
     sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
     server = Folders(args.offline) if args.offline else Connection(args.api_key)
+    threading.Thread(target=import_ahead, daemon=True).start()
     progress = Progress(args.quiet)
     progress.note(f"Using {server.account}")
     pool = ThreadPoolExecutor(args.workers)
