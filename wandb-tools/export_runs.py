@@ -485,18 +485,21 @@ def column_name(key: str) -> str:
 
 # ---------------------------------------------------------------- a run's data, flattened
 
-DECODER = json.JSONDecoder(strict=False)  # control characters in strings occur,
-CONTROL = re.compile(r"[\x00-\x1f]")  # which other JSON parsers reject
+DECODER = json.JSONDecoder(strict=False)  # control characters in strings occur, which other JSON parsers reject
 BY_NAME = json.JSONDecoder(parse_constant=str)  # NaN and the infinities as W&B hands them out, by name
 NAMED_FLOATS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
-def parse_json(text: str | None) -> dict[str, Any]:
-    """A JSON object as W&B sends it; null is empty. Bare NaN and Infinity occur and are kept."""
-    value = DECODER.decode(text) if text else {}
+def read_json(text: str | None) -> tuple[dict[str, Any], str]:
+    """A JSON object as W&B sends it, and as text that every parser takes. Null is empty; bare NaN and Infinity stay."""
+    text = text or "{}"
+    try:
+        value, clean = json.loads(text), is_storable(text)
+    except ValueError:
+        value, clean = DECODER.decode(text), False
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {text!r:.50}")
-    return value
+    return value, text if clean else dump_json(value)
 
 
 def dump_json(value: Any) -> str:
@@ -507,22 +510,17 @@ def dump_json(value: Any) -> str:
 
 def is_storable(text: str) -> bool:
     """Whether the text is valid Unicode: JSON may spell lone surrogates, Arrow and Parquet cannot."""
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)
 
 
-def clean_text(value: Any) -> Any:
-    """Text, or a list of texts, with lone surrogates replaced by `?`; null stays null."""
-    if isinstance(value, list):
-        return [clean_text(item) for item in value]
+def clean_text(value: Any) -> str | None:
+    """Text with lone surrogates replaced by `?`; null stays null."""
     return None if value is None else str(value).encode(errors="replace").decode()
 
 
 def unwrap_config(text: str | None) -> dict[str, Any]:
     """The config without W&B's `{"value": ..}` wrappers, `_wandb` included."""
-    return {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in parse_json(text).items()}
+    return {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in read_json(text)[0].items()}
 
 
 def gather(
@@ -721,10 +719,10 @@ STATE, CREATED = list(FIELDS).index("state"), list(FIELDS).index("created_at")
 def fingerprint(node: dict[str, Any]) -> Print:
     """The columns of FIELDS, in order, from a run as W&B lists it. Times are microseconds since 1970."""
     user = node["user"] or {}
-    values = {name: clean_text(node[field]) for name, field in FIELDS.items()} | {
+    values: dict[str, Any] = {name: clean_text(node[field]) for name, field in FIELDS.items()} | {
         "created_at": microseconds(node["createdAt"]),
         "heartbeat_at": microseconds(node["heartbeatAt"]),
-        "tags": tuple(clean_text(list(node["tags"] or []))),
+        "tags": tuple(map(clean_text, node["tags"] or [])),
         "user": clean_text(user.get("username") or user.get("name")),
         "history_rows": whole(node["historyLineCount"]),
     }
@@ -743,11 +741,6 @@ def microseconds(text: str | None) -> int | None:
 def whole(value: Any) -> int | None:
     """A step or a count as Int64, or null if it is none."""
     return int(value) if isinstance(value, int | float) and value == value and abs(value) < 2**63 else None
-
-
-def finite(value: Any) -> float | None:
-    """Seconds as Float64, or null if it is no number."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 2**1023 else None
 
 
 def fixed_schema() -> dict[str, pa.DataType]:
@@ -769,8 +762,8 @@ def fixed_schema() -> dict[str, pa.DataType]:
     }
 
 
-def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
-    """Runs as W&B (or another source) gives them, as a table of the contract's columns with its footer.
+def tabulate(project: Project, nodes: Iterable[tuple[dict[str, Any], Print]]) -> pa.Table:
+    """Runs as W&B (or another source) gives them, with their fingerprints, as a table in the contract's form.
 
     A node is a dict of the fields in FIELDS, and of `config`, `summaryMetrics` and, where they are asked for,
     `systemMetrics`, JSON text. A run whose data is no JSON is noted as failed.
@@ -781,9 +774,9 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
     data: list[tuple[dict[str, Any], ...]] = []  # config, summary and system metrics of each
     app = project.server.app_url
     place = f"{app}/{quote(project.entity, safe='')}/{quote(project.name, safe='')}/runs"
-    for node in nodes:
+    for node, print_ in nodes:
         try:
-            row, *parsed = read_run(node, project.args.system_metrics)
+            row, *parsed = read_run(node, print_, project.args.system_metrics)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             note_failure(project, node, f"its config or summary cannot be read: {error}")
             continue
@@ -802,19 +795,18 @@ def tabulate(project: Project, nodes: list[dict[str, Any]]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata(runs_footer(project, kinds))
 
 
-def read_run(node: dict[str, Any], system: bool) -> tuple[dict[str, Any], ...]:
+def read_run(node: dict[str, Any], print_: Print, system: bool) -> tuple[dict[str, Any], ...]:
     """A run's fixed columns and JSON columns; its config, its summary and its system metrics, if asked for."""
-    config, summary = unwrap_config(node["config"]), parse_json(node["summaryMetrics"])
-    raw = node["summaryMetrics"] or "{}"
+    config, (summary, summary_text) = unwrap_config(node["config"]), read_json(node["summaryMetrics"])
     own = summary.get("_wandb")
     runtime = own.get("runtime") if isinstance(own, dict) else None
-    row = dict(zip(FIELDS, fingerprint(node), strict=True)) | {
+    row = dict(zip(FIELDS, print_, strict=True)) | {
         "last_step": whole(summary.get("_step")),
-        "runtime_seconds": finite(summary.get("_runtime") if runtime is None else runtime),
+        "runtime_seconds": as_number(summary.get("_runtime") if runtime is None else runtime),
         "_config_json": dump_json(config),
-        "_summary_json": raw if is_storable(raw) and not CONTROL.search(raw) else dump_json(summary),
+        "_summary_json": summary_text,
     }
-    metrics = parse_json(node["systemMetrics"]) if system else {}  # spelled system.gpu.0.temp; one prefix suffices
+    metrics = read_json(node["systemMetrics"])[0] if system else {}  # spelled system.gpu.0.temp; one prefix suffices
     return row, config, summary, {name.removeprefix("system."): value for name, value in metrics.items()}
 
 
@@ -878,7 +870,6 @@ class Stored:
             raise Stop(f"{path} is that of {owner}, whose name spells the same file. Use another -o", 1)
         sizes = (self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups))
         self.starts = list(itertools.accumulate(sizes, initial=0))
-        self.cached: tuple[int, pa.Table] | None = None
 
     def read(self, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
         """One row group, or all."""
@@ -888,27 +879,9 @@ class Stored:
         except (ValueError, OSError) as error:
             raise Damaged(self.path, error) from None
 
-    def group(self, row: int, columns: list[str] | None = None) -> tuple[int, pa.Table]:
-        """The row group that holds a row, and its first row's number. The last one is kept: merges read in order."""
-        number = bisect_right(self.starts, row) - 1
-        if columns:
-            return self.starts[number], self.read(columns, number)
-        if self.cached is None or self.cached[0] != self.starts[number]:
-            self.cached = self.starts[number], self.read(group=number)
-        return self.cached
-
-    def take(self, rows: Sequence[int], columns: list[str] | None = None) -> pa.Table:
-        """The rows with these numbers, ascending."""
-        import pyarrow as pa
-
-        pieces = []
-        for _, some in itertools.groupby(rows, key=lambda row: bisect_right(self.starts, row)):
-            picked = list(some)
-            start, table = self.group(picked[0], columns)
-            pieces.append(table.take([row - start for row in picked]))
-        if rows[-1] + 1 == self.starts[-1]:
-            self.cached = None  # the merge will not come back
-        return pa.concat_tables(pieces)
+    def group(self, row: int) -> int:
+        """The number of the row group that holds a row."""
+        return bisect_right(self.starts, row) - 1
 
 
 def open_parquet(path: Path) -> Any:
@@ -937,7 +910,7 @@ class Runs(Stored):
     def configs(self, table: pa.Table) -> dict[Key, tuple[list[Any], Counter[str]]]:
         """`gather` of the configs of these rows."""
         try:
-            return gather([parse_json(text) for text in table["_config_json"].to_pylist()])
+            return gather([read_json(text)[0] for text in table["_config_json"].to_pylist()])
         except (ValueError, RecursionError) as error:  # written before pages had checksums
             raise Damaged(self.path, error) from None
 
@@ -945,8 +918,9 @@ class Runs(Stored):
         """How many values of which kind each key has in these rows: all that there are, less those of the others."""
         left = {key: kinds.copy() for key, kinds in self.kinds.items()}
         needed = ["_config_json", *(column for key, column in self.columns.items() if key[0] != "config")]
-        for block in batched([row for row in range(len(self.prints)) if row not in rows], BLOCK):
-            table = self.take(block, needed)
+        dropped = (row for row in range(len(self.prints)) if row not in rows)
+        for group, some in itertools.groupby(dropped, self.group):
+            table = self.read(needed, group).take([row - self.starts[group] for row in some])
             configs = self.configs(table)
             for key, column in self.columns.items():
                 if key[0] != "config":
@@ -992,9 +966,14 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    order = sorted((sources[s].prints[row][CREATED] or 0, run, s, row) for run, (s, row) in winners.items())
-    used: dict[int, set[int]] = {}
-    for _, _, s, row in order:
+    used: dict[int, set[int]] = {}  # the rows of each source that stand for a run
+    kept: dict[tuple[int, int], list[int]] = {}  # the same by source and row group, counted within that
+    places: dict[str, tuple[tuple[int, int], int]] = {}  # where a run's row is in `kept`
+    for (s, row), run in sorted((place, run) for run, place in winners.items()):
+        group = sources[s].group(row)
+        rows = kept.setdefault((s, group), [])
+        places[run] = (s, group), len(rows)
+        rows.append(row - sources[s].starts[group])
         used.setdefault(s, set()).add(row)
     kinds: dict[Key, Counter[str]] = {}
     for s, rows in used.items():
@@ -1010,20 +989,24 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
     small = [name for name in schema.names if not name.endswith("_json")]
     options = {"compression": "zstd", "compression_level": 3, "write_statistics": small, "write_page_checksum": True}
     options["use_dictionary"] = [name for name in small if schema.field(name).type == pa.string()]
+
+    @functools.lru_cache(2 * WORKERS)  # as many parts as may hold runs of about the same time
+    def read(s: int, group: int) -> pa.Table:
+        table, rows = sources[s].read(group=group), kept[s, group]
+        return sources[s].conform(table if len(rows) == len(table) else table.take(rows), columns, schema)
+
     with (
         written_beside(project, project.path("runs.parquet")) as path,
         pq.ParquetWriter(path, schema, **options) as writer,
     ):
-        for block in batched(order, BLOCK):
-            pieces, places = [], []
-            for s in sorted({s for _, _, s, _ in block}):
-                picked = sorted((row, place) for place, (_, _, number, row) in enumerate(block) if number == s)
-                pieces.append(sources[s].conform(sources[s].take([row for row, _ in picked]), columns, schema))
-                places += [place for _, place in picked]
-            table = pa.concat_tables(pieces)
-            if places != sorted(places):
-                table = table.take(sorted(range(len(places)), key=places.__getitem__))
-            writer.write_table(table)
+        created_at = {run: sources[s].prints[row][CREATED] or 0 for run, (s, row) in winners.items()}
+        for block in batched(sorted(winners, key=lambda run: (created_at[run], run)), BLOCK):
+            tables = {group: read(*group) for group in dict.fromkeys(places[run][0] for run in block)}
+            firsts = dict(zip(tables, itertools.accumulate(map(len, tables.values()), initial=0)))  # noqa: B905
+            rows = [firsts[group] + row for group, row in map(places.__getitem__, block)]
+            table = pa.concat_tables(tables.values())
+            in_place = rows == list(range(rows[0], rows[0] + len(rows)))  # then nothing is copied
+            writer.write_table(table.slice(rows[0], len(rows)) if in_place else table.take(rows))
 
 
 @contextlib.contextmanager
@@ -1183,7 +1166,8 @@ class Listing:
         """Take the runs of a page down, in a full pass also as a part on disk."""
         import pyarrow.parquet as pq
 
-        project, fresh = self.project, []
+        project = self.project
+        fresh: list[tuple[dict[str, Any], Print]] = []
         for node in nodes:
             if not node.get("name"):
                 continue  # no run; the count will tell
@@ -1194,7 +1178,7 @@ class Listing:
                 print_ = (node["name"],)
             else:
                 if "config" in node and self.prints.get(node["name"]) != print_:
-                    fresh.append(node)
+                    fresh.append((node, print_))
             self.prints[node["name"]] = print_
         if fresh:
             table = tabulate(project, fresh)
@@ -1463,7 +1447,7 @@ def fetch_live_rows(project: Project, run: dict[str, Any], live: list[Any]) -> I
         reply = project.ask(query, {"run": run["id"]})
         with expected("live rows"):
             texts = [text for a, _ in some for text in reply["run"][f"h{a}"]]
-        rows = [parse_json(text) if isinstance(text, str) else text for text in texts]
+        rows = [read_json(text)[0] if isinstance(text, str) else text for text in texts]
         yield [row for row in rows if row.get("_step") in wanted]
 
 
@@ -1614,6 +1598,7 @@ def merge_history(project: Project, facts: dict[str, Facts], names: dict[str, st
     schemas: dict[str, int] = {}
     runs: dict[str, dict[str, Any]] = {}
     held: list[pa.Table] = []
+    read = functools.lru_cache(1)(lambda file, group: file.read(group=group))  # runs of the export before share one
     options = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, "use_dictionary": texts}
     with (
         written_beside(project, project.path("history.parquet")) as path,
@@ -1622,7 +1607,7 @@ def merge_history(project: Project, facts: dict[str, Facts], names: dict[str, st
         for run, about in sorted(facts.items()):
             own = dict(zip(RUN, (run, clean_text(names[run]), project.entity, project.name), strict=True))
             spelled = about.get("columns", {})  # what reserved names became in an earlier export
-            for table in slices(about):
+            for table in slices(about, read):
                 values = dict(zip(table.column_names, table.columns, strict=True))
                 logged = {columns[key]: values[spelled.get(key, key)] for key in about["kinds"]}
                 logged |= {name: values[name] for name in STEP}
@@ -1640,16 +1625,15 @@ def merge_history(project: Project, facts: dict[str, Facts], names: dict[str, st
         writer.add_key_value_metadata(footer(project, **spelled))
 
 
-def slices(facts: Facts) -> Iterator[pa.Table]:
-    """The rows of a run's history, in order, in small tables."""
+def slices(facts: Facts, read: Callable[[Stored, int], pa.Table]) -> Iterator[pa.Table]:
+    """The rows of a run's history, in order, in small tables, from row groups as `read` gives them."""
     row, end = facts["first"], facts["first"] + facts["rows"]
     while row < end:
-        start, table = facts["file"].group(row)
+        group = facts["file"].group(row)
+        start, table = facts["file"].starts[group], read(facts["file"], group)
         rows = min(end, start + len(table), row + HISTORY_ROWS) - row
         yield table.slice(row - start, rows)
         row += rows
-    if end in facts["file"].starts:
-        facts["file"].cached = None  # the merge will not come back: of a thousand files no row group stays in memory
 
 
 # ---------------------------------------------------------------- runs from folders, in place of W&B
