@@ -463,14 +463,14 @@ def test_every_run_keeps_its_values_in_any_order_of_files(tmp_path_factory, proj
             origins[row["id"]] = row
     frames = []
     for order in (paths, chance.sample(paths, len(paths))):
-        exports, notes, faults = aggregate_runs.read_exports([str(path) for path in order], {})
-        assert (notes, faults) == ([], 0)
+        exports, problems = aggregate_runs.read_exports([str(path) for path in order], {})
+        assert problems == {}
         target = folder / "out.parquet"
         args = aggregate_runs.argparse.Namespace(
             **dict.fromkeys(("state", "filter", "project", "entity", "tag", "since", "until", "where", "columns")),
             **{"partition_by": None, "protocol": "all", "no_enrich": False, "output": str(target)},
         )
-        assert aggregate_runs.aggregate(args, exports, aggregate_runs.RULES)
+        aggregate_runs.aggregate(args, exports, aggregate_runs.RULES)
         frames.append(pl.read_parquet(target))
     assert_frame_equal(frames[0], frames[1])
     assert set(frames[0]["id"]) == set(origins)
@@ -1018,15 +1018,14 @@ def test_files_that_are_replaced_meanwhile_give_rows_of_one_version_each(aggrega
 def test_a_file_that_changes_between_two_looks_is_read_again(aggregate, tmp_path, monkeypatch):
     path = write_export(tmp_path / "in", "p", [run("old", {"k": 1}, id=f"{i}") for i in range(3)])
     newer = write_export(tmp_path / "newer", "p", [run("new", {"other": "x"}, id=f"{i}") for i in range(5)])
-    newest_copies = aggregate_runs.newest_copies
+    pick = aggregate_runs.pick
 
-    def then_replace(*args: object) -> pl.Series:
-        newest = newest_copies(*args)
+    def replace_then(*args: object) -> pl.LazyFrame:
         if newer.exists():
             newer.replace(path)
-        return newest
+        return pick(*args)
 
-    monkeypatch.setattr(aggregate_runs, "newest_copies", then_replace)
+    monkeypatch.setattr(aggregate_runs, "pick", replace_then)
     assert aggregate("in").frame["name"].to_list() == ["new"] * 5
 
 
@@ -1139,8 +1138,10 @@ def test_a_partitioned_output_is_at_every_moment_the_old_or_the_new_one(lab, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregate_runs, "exchange", lambda one, other: False)
         frame = pl.LazyFrame({"project": ["x"], "n": [1]})
-        assert aggregate_runs.write(frame, str(tmp_path / "by"), "project", lambda: True)
-        assert not aggregate_runs.write(frame.with_columns(project=pl.lit("y")), str(tmp_path / "by"), "project", bool)
+        aggregate_runs.write(frame, str(tmp_path / "by"), "project", lambda: None)
+        other = frame.with_columns(project=pl.lit("y"))
+        with pytest.raises(ZeroDivisionError):
+            aggregate_runs.write(other, str(tmp_path / "by"), "project", lambda: 1 // 0)
     assert [path.name for path in (tmp_path / "by").iterdir()] == ["project=x"]
 
 

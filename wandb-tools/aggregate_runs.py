@@ -46,7 +46,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from glob import glob
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -389,41 +389,36 @@ def locate(address: str) -> tuple[FileSystem, str]:
 
 
 def find_files(given: str) -> list[str]:
-    """What one input names: itself, the `*_runs.parquet` of a folder (itself without any), or what a glob matches.
+    """What one input names: itself, the `*_runs.parquet` of a folder, or what a glob matches.
 
-    What exists is a path, whatever characters it holds: `exp[1]/*` looks into `exp[1]` if that is a folder.
+    What exists is a path, whatever characters it holds: `exp[1]/*` looks into `exp[1]` if that is a folder. In a glob
+    for object storage `*` stays inside one folder, `**` does not.
     """
-    if is_remote(given):
-        return find_remote(given)
-    path = Path(os.path.expanduser(given))  # noqa: PTH111 (Path.expanduser raises where nobody has a home)
-    if path.is_dir():
-        return sorted(map(str, path.glob("*_runs.parquet"))) or [str(path)]
-    if path.exists():
-        return [os.path.normpath(path)]
-    start = next(parent for parent in path.parents if parent.is_dir())
-    matches = glob(str(path.relative_to(start)), root_dir=start, recursive=True)  # noqa: PTH207 (skips hidden files)
-    return [file for match in sorted(matches) for file in find_files(str(start / match))]
-
-
-def find_remote(given: str) -> list[str]:
-    """`find_files` for object storage. In a glob `*` stays inside one folder, `**` does not."""
     from pyarrow.fs import FileSelector, FileType
 
-    system, path = locate(given)
-    scheme, folder, wanted = given.split("://", 1)[0], path, "*_runs.parquet"
+    if not is_remote(given):
+        path = Path(os.path.expanduser(given))  # noqa: PTH111 (Path.expanduser raises where nobody has a home)
+        if path.is_dir():
+            return sorted(map(str, path.glob("*_runs.parquet"))) or [str(path)]
+        if path.exists():
+            return [os.path.normpath(path)]
+        start = next(parent for parent in path.parents if parent.is_dir())
+        found = glob(str(path.relative_to(start)), root_dir=start, recursive=True)  # noqa: PTH207 (skips hidden files)
+        return [file for match in sorted(found) for file in find_files(str(start / match))]
+    system, wanted = locate(given)
     try:
-        kind = system.get_file_info(path).type
+        kind = system.get_file_info(wanted).type
         if kind == FileType.File:
             return [given]
-        if kind == FileType.NotFound:
-            folder, wanted = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0], path
-        entries = system.get_file_info(FileSelector(folder, allow_not_found=True, recursive=wanted == path))
+        wanted = f"{wanted.rstrip('/')}/*_runs.parquet" if kind == FileType.Directory else wanted
+        folder = re.split(r"[*?[]", wanted, maxsplit=1)[0].rpartition("/")[0]
+        deep = "/" in wanted[len(folder) + 1 :] or "**" in wanted
+        entries = system.get_file_info(FileSelector(folder, allow_not_found=True, recursive=deep))
     except OSError as error:
         raise Stop(f"{given}: {reason(error)}") from None
-    deep = "**" in wanted or wanted != path
-    files = [e.path for e in entries if e.type == FileType.File and (deep or e.path.count("/") == path.count("/"))]
-    found = sorted(f"{scheme}://{file}" for file in files if fnmatch.fnmatchcase(file, wanted))
-    return found or [given] * (wanted != path)
+    files = [entry.path for entry in entries if entry.type == FileType.File and fnmatch.fnmatchcase(entry.path, wanted)]
+    scheme, depth = given.split("://", 1)[0], wanted.count("/")
+    return sorted(f"{scheme}://{file}" for file in files if "**" in wanted or file.count("/") == depth)
 
 
 def version(path: str) -> tuple[int, int] | None:
@@ -449,8 +444,8 @@ def exported_at(path: str, footer: dict[bytes, bytes]) -> datetime | None:
     return None
 
 
-def read_export(path: str) -> Export:
-    """Read the footer of a runs file. Raises `Stop` with the reason when it is none.
+def read_export(path: str, broken: dict[tuple[str, tuple[int, int]], str]) -> Export:
+    """Read the footer of a runs file. Raises `Stop` with the reason when it is none, or `broken` knows its version.
 
     Its code is 1 where an export was to be expected and 0 for what folders of exports hold besides: that is no fault.
     """
@@ -464,6 +459,8 @@ def read_export(path: str) -> Export:
         size_and_time = version(path)
         if size_and_time is None:
             raise Stop("no regular file", foreign)
+        if fault := broken.get((path, size_and_time)):
+            raise Stop(f"its rows cannot be read ({fault})", 1)
         with pq.ParquetFile(there, filesystem=system) as file:
             schema, footer = dict(pl.Schema(file.schema_arrow)), file.metadata.metadata or {}
         when = exported_at(path, footer) or datetime.fromtimestamp(size_and_time[1] / 1e9, UTC)
@@ -474,16 +471,15 @@ def read_export(path: str) -> Export:
     if "_source_file" in schema:
         raise Stop("an aggregate already; give the exports that it was made from", 0)
     for column, dtype in schema.items():
-        if not fits(column, dtype):
+        if target_type(column, dtype) is None:
             raise Stop(f"no export of runs: its column {column} is {dtype}", 1)
     return Export(path, schema, when, size_and_time)
 
 
-def read_exports(inputs: Sequence[str], broken: dict[str, str]) -> tuple[list[Export], list[str], int]:
-    """The exports that `inputs` name, each once; what to say about the rest; and how many of the rest are faults.
-
-    `broken` are files whose rows proved unreadable, with the reason.
-    """
+def read_exports(
+    inputs: Sequence[str], broken: dict[tuple[str, tuple[int, int]], str]
+) -> tuple[list[Export], dict[str, Stop]]:
+    """The exports that `inputs` name, each once, oldest first; and why the rest is none, as `read_export` says it."""
     found: dict[str, str] = {}  # by what it is, so that two ways to say a file are one
     problems: dict[str, Stop] = {}
     for given in inputs:
@@ -492,27 +488,34 @@ def read_exports(inputs: Sequence[str], broken: dict[str, str]) -> tuple[list[Ex
             problems[given] = Stop("no such file, or nothing there that ends in _runs.parquet", 1)
         for path in paths:
             found.setdefault(path if is_remote(path) else os.path.realpath(path), path)
-
-    def attempt(path: str) -> Export | Stop:
-        try:
-            return Stop(broken[path], 1) if path in broken else read_export(path)
-        except Stop as stop:
-            return stop
-
+    exports: list[Export] = []
     with ThreadPoolExecutor(8) as pool:
-        results = dict(zip(found.values(), pool.map(attempt, found.values()), strict=True))
-    exports = [result for result in results.values() if isinstance(result, Export)]
-    problems |= {path: result for path, result in results.items() if isinstance(result, Stop)}
-    left_out = [Path(path).name for path, stop in problems.items() if exports and not stop.code]
-    notes = [f"skipped {path}: {stop}" for path, stop in problems.items() if stop.code or not exports]
-    if left_out:
-        notes.insert(0, f"left out {many(len(left_out), 'file')} without runs of an export: {counted(left_out, 3)}")
-    return exports, notes, sum(stop.code for stop in problems.values())
+        for path, future in [(path, pool.submit(read_export, path, broken)) for path in found.values()]:
+            try:
+                exports.append(future.result())
+            except Stop as stop:
+                problems[path] = stop
+    return sorted(exports, key=lambda export: (export.exported_at, export.path)), problems
+
+
+def describe(problems: dict[str, Stop], left: int) -> list[str]:
+    """What to say about inputs that are no exports, beside `left` that are: what is no fault fits in one line."""
+    notes = [f"skipped {path}: {stop}" for path, stop in problems.items() if stop.code or not left]
+    others = [Path(path).name for path, stop in problems.items() if left and not stop.code]
+    if not others:
+        return notes
+    return [f"left out {many(len(others), 'file')} without runs of an export: {counted(others, 3)}", *notes]
 
 
 def intact(exports: Sequence[Export]) -> bool:
     """Whether every row could be read, and every file still is the one whose footer was read."""
     return not any(export.fault or version(export.path) != export.version for export in exports)
+
+
+def confirm(exports: Sequence[Export]) -> None:
+    """Raise `OSError` when what was read of the `exports` is not to be used: `main` then reads them again."""
+    if not intact(exports):
+        raise OSError("an export changed, or proved damaged, while it was read")
 
 
 def faults() -> tuple[type[BaseException], ...]:
@@ -543,15 +546,26 @@ def contract_type(column: str) -> pl.DataType | None:
     return pl.String() if column in BASE_COLUMNS or column in JSON_COLUMNS else None
 
 
-def fits(column: str, dtype: pl.DataType) -> bool:
-    """Whether a file's column can take its contract type without a value changing."""
+@cache
+def target_type(column: str, dtype: pl.DataType) -> pl.DataType | None:
+    """The contract's type for a file's column of type `dtype`; None when no type of the contract keeps its values.
+
+    A config column that another tool wrote narrower is widened: Int32 is Int64, Float32 is Float64.
+    """
     want = contract_type(column)
-    if want is None or dtype in (want, pl.Null):
-        return want is not None or not dtype.is_nested()
-    if isinstance(dtype, pl.Datetime) and isinstance(want, pl.Datetime):
-        return dtype.time_zone == "UTC"
-    numbers = dtype.is_integer() or (want == pl.Float64 and (dtype.is_numeric() or dtype == pl.Boolean))
-    return numbers if want.is_numeric() else want == pl.String and dtype in (pl.Categorical, pl.Enum)
+    if want is None:
+        if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
+            return pl.Int64()
+        if dtype in (pl.Null, pl.Categorical, pl.Enum):
+            return pl.String()
+        return pl.Float64() if dtype == pl.Float32 else None if dtype.is_nested() else dtype
+    fits = {
+        pl.Float64(): dtype.is_numeric() or dtype == pl.Boolean,
+        pl.Int64(): dtype.is_integer(),
+        pl.Datetime("us", "UTC"): isinstance(dtype, pl.Datetime) and dtype.time_zone == "UTC",
+        pl.String(): dtype in (pl.Categorical, pl.Enum),
+    }
+    return want if dtype in (want, pl.Null) or fits.get(want) else None
 
 
 def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], dict[str, str]]:
@@ -561,75 +575,55 @@ def resolve_types(exports: Sequence[Export]) -> tuple[dict[str, pl.DataType], di
     Float64; Int64 and Float64 are Float64; anything else that mixes is String. A column that is all null in a file has
     no say there, for an export calls it String for want of a type.
     """
-    votes: dict[str, dict[pl.DataType, list[Export]]] = {}
+    votes: dict[str, Counter[pl.DataType]] = {}
     for export in exports:
         for column, dtype in export.schema.items():
-            votes.setdefault(column, {}).setdefault(contract_type(column) or widest(dtype), []).append(export)
-    types = {column: next(iter(by)) for column, by in votes.items()}
+            votes.setdefault(column, Counter())[target_type(column, dtype)] += 1
     disputed = [column for column, by in votes.items() if len(by) > 1]
-    exact = probe(exports, disputed)
+    large: set[str] = set()  # which hold integers that Float64 would change
+    for export in exports:
+        asked = [column for column in disputed if column in export.schema]
+        silent = set(asked)
+        for block in read(export, asked) if asked else ():
+            silent -= {column for column in asked if block[column].count()}
+            whole = [column for column in asked if block[column].dtype == pl.Int64]
+            large |= {column for column in whole if not block[column].is_between(-(2**53), 2**53).all()}
+        for column in silent:
+            votes[column][target_type(column, export.schema[column])] -= 1
+    types = {column: next(iter(+by), pl.String()) for column, by in votes.items()}
     changes: dict[str, str] = {}
     for column in disputed:
-        kept = {dtype: sum((e.path, column) in exact for e in files) for dtype, files in votes[column].items()}
-        kept = {dtype: count for dtype, count in kept.items() if count}
-        if len(kept) <= 1:
-            types[column] = next(iter(kept), pl.String())
-            continue
-        numbers = set(kept) == {pl.Int64(), pl.Float64()}
-        fine = numbers and all(exact.get((export.path, column), True) for export in exports)
-        types[column] = pl.Float64() if fine else pl.String()
-        counts = sorted(f"{dtype} in {many(count, 'file')}" for dtype, count in kept.items())
-        why = " (integers too large for Float64)" if numbers and not fine else ""
-        changes[column] = f"{types[column]}, for it is {' and '.join(counts)}{why}"
+        if len(by := +votes[column]) > 1:
+            numbers = set(by) == {pl.Int64(), pl.Float64()}
+            types[column] = pl.Float64() if numbers and column not in large else pl.String()
+            counts = sorted(f"{dtype} in {many(count, 'file')}" for dtype, count in by.items())
+            why = " (integers too large for Float64)" if numbers and column in large else ""
+            changes[column] = f"{types[column]}, for it is {' and '.join(counts)}{why}"
     return types, changes
-
-
-def widest(dtype: pl.DataType) -> pl.DataType:
-    """The contract's type for a config column that another tool wrote narrower: Int32 is Int64, Float32 is Float64."""
-    if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
-        return pl.Int64()
-    if dtype == pl.Float32:
-        return pl.Float64()
-    return pl.String() if dtype in (pl.Null, pl.Categorical, pl.Enum) else dtype
-
-
-def probe(exports: Sequence[Export], columns: Sequence[str]) -> dict[tuple[str, str], bool]:
-    """(file, column) -> whether Float64 would keep its values, for those of `columns` that have values in the file."""
-    seen: dict[tuple[str, str], bool] = {}
-    for export in exports:
-        asked = [column for column in columns if column in export.schema]
-        for block in read(export, asked) if asked else ():
-            for column in asked:
-                values = block[column].drop_nulls()
-                if len(values):
-                    exact = values.dtype != pl.Int64 or values.is_between(-(2**53), 2**53).all()
-                    seen[export.path, column] = seen.get((export.path, column), True) and exact
-    return seen
 
 
 # ---- JSON text of numbers ---------------------------------------------------------------------------------------
 
 
-def load_config(text: str | None) -> dict[str, object]:
-    """The config that a `_config_json` holds; empty when it is none, or nested deeper than Python reads."""
-    try:  # an integer too long for a Float64 is the text of no Float64, and Python may refuse to read it
+def leaves(value: object, column: str = "config") -> Iterator[tuple[str, object]]:
+    """(column, value) of all that a config nests, by the exporter's spelling before it tells collisions apart."""
+    if not isinstance(value, dict):
+        yield column, value
+        return
+    for key, inner in value.items():
+        yield from leaves(inner, f"{column}_" + re.sub(r"\W", "_", key))
+
+
+def config_numbers(text: str | None, wanted: set[str]) -> dict[str, list[int | float]]:
+    """The numbers that a `_config_json` holds for the columns `wanted`; none when it is no JSON, or nested too deep."""
+    numbers: dict[str, list[int | float]] = {column: [] for column in wanted}
+    # an integer too long for a Float64 is the text of no Float64, and Python may refuse to read it
+    with contextlib.suppress(ValueError, RecursionError):
         config = json.loads(text or "{}", parse_int=lambda digits: int(digits) if len(digits) < 309 else digits)
-    except (ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
-def paths_to(column: str, config: dict[str, object]) -> Iterator[tuple[str, ...]]:
-    """The key paths of a nested config that land on `column`, or on it before the exporter told collisions apart."""
-    todo: list[tuple[str, tuple[str, ...], dict[str, object]]] = [("config", (), config)]
-    while todo:
-        prefix, path, inner = todo.pop()
-        for key, value in inner.items():
-            spelled = f"{prefix}_" + re.sub(r"\W", "_", key)
-            if isinstance(value, dict) and column.startswith(spelled):
-                todo.append((spelled, (*path, key), value))
-            elif re.fullmatch(re.escape(spelled) + "(__[0-9]+)?", column):
-                yield (*path, key)
+        for column, value in leaves(config):
+            if column in wanted and type(value) in (int, float):
+                numbers[column].append(value)
+    return numbers
 
 
 def number_texts(rows: pl.DataFrame, columns: Sequence[str]) -> list[pl.Series]:
@@ -638,23 +632,19 @@ def number_texts(rows: pl.DataFrame, columns: Sequence[str]) -> list[pl.Series]:
     Python, because no Polars expression spells numbers as JSON does (`1e-05`); it runs only over files whose Float64
     column is text elsewhere.
     """
-    configs = rows["_config_json"].to_list() if "_config_json" in rows.columns else [None] * len(rows)
-    load = cache(lambda index: load_config(configs[index]))
+    spelled = {column: (column, re.sub("__[0-9]+$", "", column)) for column in columns}  # config_a__2 may be config_a
+    wanted = set(chain.from_iterable(spelled.values()))
+    configs = rows["_config_json"].to_list() if "_config_json" in rows.columns and columns else [None] * len(rows)
+    configs = [config_numbers(text, wanted) for text in configs]
+
+    def text(number: float, known: dict[str, list[int | float]], column: str) -> str:
+        values = chain.from_iterable(known[name] for name in spelled[column])
+        return json.dumps(next((value for value in values if float(value) == number), number))
+
     series: list[pl.Series] = []
     for column in columns:
-        known: list[tuple[str, ...]] = []  # paths, the same in nearly all runs: others are looked for when these fail
-        texts = [None if number is None else json.dumps(number) for number in rows[column].cast(pl.Float64).to_list()]
-        for index, number in enumerate(rows[column].cast(pl.Float64).to_list()):
-            if number is None or not number.is_integer():
-                continue
-            for path in chain(known, paths_to(column, load(index))):
-                value: object = load(index)
-                for key in path:
-                    value = value.get(key) if isinstance(value, dict) else None
-                if type(value) in (int, float) and float(value) == number:
-                    texts[index] = json.dumps(value)
-                    known += [path] * (path not in known)
-                    break
+        numbers = zip(rows[column].cast(pl.Float64).to_list(), configs, strict=True)
+        texts = [None if number is None else text(number, known, column) for number, known in numbers]
         series.append(pl.Series(column, texts, pl.String))
     return series
 
@@ -694,18 +684,21 @@ def scan(
     schema |= {"_source_file": pl.String(), FILE: pl.Int32()}
 
     def blocks(names: list[str] | None, where: pl.Expr | None, _: int | None, __: int | None) -> Iterator[pl.DataFrame]:
+        names = names or list(schema)
         for number, export in enumerate(exports):
-            known = {"_source_file": export.path, FILE: number}
-            there = [c for c in names or schema if c in export.schema]
-            as_text = [c for c in there if schema[c] == pl.String and export.schema[c].is_float()]
-            needed = there + ["_config_json"] * bool(as_text and "_config_json" in export.schema)
-            casts = [pl.col(c).cast(schema[c]) for c in there if export.schema[c] != schema[c] and c not in as_text]
-            added = [pl.lit(known.get(c), schema[c]).alias(c) for c in names or schema if c not in there]
+            there, known = export.schema, {"_source_file": export.path, FILE: number}
+            as_text = [c for c in names if schema[c] == pl.String and c in there and there[c].is_float()]
+            needed = [c for c in there if c in names or (c == "_config_json" and as_text)]
+            made = [
+                pl.col(c).cast(schema[c]) if c in there else pl.lit(known.get(c), schema[c]).alias(c)
+                for c in names
+                if there.get(c) != schema[c]
+            ]
             start = 0
-            for block in read(export, list(dict.fromkeys(needed)) or ["id"]):
+            for block in read(export, needed or ["id"]):
                 show_progress(f"file {number + 1} of {len(exports)}")
                 rows = block.filter(stays[export.path][start : start + len(block)]) if stays else block
-                rows = rows.with_columns(*number_texts(rows, as_text), *casts, *added).select(names or list(schema))
+                rows = rows.with_columns(number_texts(rows, as_text)).with_columns(made).select(names)
                 start += len(block)
                 yield rows if where is None else rows.filter(where)
 
@@ -755,7 +748,6 @@ def read_rules(given: Sequence[str], file: str | None) -> dict[str, Rule]:
         if not equals:
             raise Stop(f"--rule {text!r}: write NAME=REGEX, for example 'width=_w([0-9]+)'")
         rules[name.strip()] = regex
-    checked: dict[str, Rule] = {}
     for name, rule in rules.items():
         where = f"rule {name}"
         if not re.fullmatch(r"[A-Za-z]\w*", name):
@@ -763,56 +755,48 @@ def read_rules(given: Sequence[str], file: str | None) -> dict[str, Rule]:
         if contract_type(name) or name.startswith("config_") or name == "protocol":
             raise Stop(f"{where}: exports have a column {name} of their own. Choose another name.")
         if isinstance(rule, str):
-            checked[name] = check_regex(rule, where)
-        elif isinstance(rule, list) and all(isinstance(word, str) for word in rule):
-            checked[name] = rule
+            rules[name] = check_regex(rule, where)
         elif isinstance(rule, dict) and all(isinstance(regex, str) for regex in rule.values()):
-            checked[name] = {value: check_regex(regex, f"{where}, {value}") for value, regex in rule.items()}
-        else:
+            rules[name] = {value: check_regex(regex, f"{where}, {value}") for value, regex in rule.items()}
+        elif not isinstance(rule, list) or not all(isinstance(word, str) for word in rule):
             raise Stop(f"{where}: {rule!r} is no regular expression, no list of words, no table of regular expressions")
-    return checked
+    return rules
 
 
 def number_rules(merged: pl.LazyFrame, rules: dict[str, Rule]) -> dict[str, pl.DataType]:
     """The rules beyond the contract whose every value is a number, with Int64 or Float64."""
     own = [name for name in rules if name not in RULES]
     types: dict[str, pl.DataType] = {}
-    if own:
-        found = enrich(merged.select("name"), rules).select(own).collect(engine="streaming")
-        for name in own:
-            values = found[name].drop_nulls()
-            if len(values) and values.str.contains(f"(?i)^[+-]?{NUMBER}$").all():
-                whole = values.cast(pl.Int64, strict=False).null_count() == 0
-                types[name] = pl.Int64() if whole else pl.Float64()
+    for values in enrich(merged.select("name"), rules).select(own).collect(engine="streaming") if own else ():
+        values = values.drop_nulls()
+        if len(values) and values.str.contains(f"(?i)^[+-]?{NUMBER}$").all():
+            whole = values.cast(pl.Int64, strict=False).null_count() == 0
+            types[values.name] = pl.Int64() if whole else pl.Float64()
     return types
 
 
-# ---- Filters ----------------------------------------------------------------------------------------------------
+# ---- Choose the runs --------------------------------------------------------------------------------------------
 
 
-def filters(args: argparse.Namespace) -> list[tuple[str, pl.Expr]]:
-    """Each filter in force, in the order in which the summary counts them, as (option, Bool expression)."""
-    chosen: list[tuple[str, pl.Expr]] = []
+def filters(args: argparse.Namespace) -> dict[str, pl.Expr]:
+    """Each filter in force, in the order in which the summary counts them: option -> Bool expression."""
+    chosen: dict[str, pl.Expr] = {}
     if args.state and "all" not in args.state:
-        chosen.append((f"--state {' or '.join(args.state)}", pl.col("state").is_in(args.state)))
+        chosen[f"--state {' or '.join(args.state)}"] = pl.col("state").is_in(args.state)
     for option, column in (("filter", "name"), ("project", "project"), ("entity", "entity")):
         if regex := getattr(args, option):
             check_regex(regex, f"--{option}")
-            chosen.append((f"--{option} {regex}", pl.col(column).str.contains(f"(?i){regex}")))
+            chosen[f"--{option} {regex}"] = pl.col(column).str.contains(f"(?i){regex}")
     if args.tag:
         has_tag = pl.any_horizontal(pl.col("tags").list.contains(tag) for tag in args.tag)
-        chosen.append((f"--tag {' or '.join(args.tag)}", has_tag))
+        chosen[f"--tag {' or '.join(args.tag)}"] = has_tag
     for option, passes in (("since", pl.col("created_at").ge), ("until", pl.col("created_at").lt)):
         if moment := getattr(args, option):
-            chosen.append((f"--{option} {moment:%Y-%m-%d %H:%M}", passes(moment)))
+            chosen[f"--{option} {moment:%Y-%m-%d %H:%M}"] = passes(moment)
     if args.where:
-        try:
-            pl.sql_expr(args.where)
-        except pl.exceptions.PolarsError as error:
-            raise Stop(f"--where {args.where!r} is no SQL condition: {reason(error)}") from None
-        chosen.append((f"--where {args.where}", pl.col(WHERE)))
+        chosen[f"--where {args.where}"] = pl.col(WHERE)
     if args.protocol != "all":
-        chosen.append((f"--protocol {args.protocol}", pl.col("protocol") == args.protocol))
+        chosen[f"--protocol {args.protocol}"] = pl.col("protocol") == args.protocol
     return chosen
 
 
@@ -822,27 +806,20 @@ def with_where(frame: pl.LazyFrame, where: str) -> pl.LazyFrame:
     As a query, for an SQL expression alone does not compare dates with text: `created_at >= '2025-10-01'`.
     """
     query, schema = f"SELECT *, ({where}) AS {WHERE} FROM runs", frame.collect_schema()
-    if missing := [name for name in pl.sql_expr(where).meta.root_names() if name not in schema]:
-        raise Stop(f"--where {where!r}: there is no column {missing[0]}.{nearest(missing[0], schema)}")
     try:
+        if missing := [name for name in pl.sql_expr(where).meta.root_names() if name not in schema]:
+            raise Stop(f"--where {where!r}: there is no column {missing[0]}.{nearest(missing[0], schema)}")
         dtype = pl.SQLContext({"runs": pl.DataFrame(schema=schema)}).execute(query).collect().schema[WHERE]
     except pl.exceptions.PolarsError as error:
-        raise Stop(f"--where {where!r}: {reason(error)}") from None
+        raise Stop(f"--where {where!r} is no SQL condition: {reason(error)}") from None
     if dtype != pl.Boolean:
         raise Stop(f"--where {where!r}: is no condition, but {dtype}. Compare it with something.")
     return pl.SQLContext({"runs": frame}).execute(query)
 
 
-# ---- Choose the runs --------------------------------------------------------------------------------------------
-
-
-def newest_copies(rows: pl.DataFrame, exports: Sequence[Export]) -> pl.Series:
-    """Bool per row: whether it is the run's copy from the newest export (the later row if one file has it twice)."""
-    order = sorted(range(len(exports)), key=lambda number: (exports[number].exported_at, exports[number].path))
-    age = pl.Series([order.index(number) for number in range(len(exports))], dtype=pl.Int64)
-    ranked = rows.with_columns(rank=age.gather(rows[FILE]) * 2**40 + pl.int_range(len(rows), eager=True))
-    newest = (pl.col("rank") == pl.col("rank").max().over("entity", "project", "id")) | pl.col("id").is_null()
-    return ranked.select(newest).to_series()
+def newest_copies() -> pl.Expr:
+    """Whether a row is its run's last one: exports stand in the order of their age, so that is the newest copy."""
+    return pl.struct("entity", "project", "id").is_last_distinct() | pl.col("id").is_null()
 
 
 def pick(
@@ -850,15 +827,13 @@ def pick(
 ) -> pl.LazyFrame:
     """The rows of the survey that stay, out of their files, lazily.
 
-    Files follow one another by entity, project and time of export, whatever the order of the inputs; rows keep the
-    file's order, which is oldest first. A file of which no row stays brings no columns.
+    Files follow one another by name, then age, whatever the order of the inputs; rows keep the file's order, which is
+    oldest first. A file of which no row stays brings no columns.
     """
-    place = pl.col("entity", "project").min().fill_null("")
-    files = [(*where, exports[number]) for number, *where in rows.filter(stays).group_by(FILE).agg(place).rows()]
-    files.sort(key=lambda file: (*file[:2], file[2].exported_at, file[2].path))
     parts = rows.select(FILE, stays.alias("stays")).partition_by(FILE, as_dict=True)
-    wanted = {exports[number].path: part["stays"] for (number,), part in parts.items()}
-    return scan([export for *_, export in files], types, wanted)
+    wanted = {exports[number].path: part["stays"] for (number,), part in parts.items() if part["stays"].any()}
+    files = [export for export in exports if export.path in wanted]
+    return scan(sorted(files, key=lambda export: Path(export.path).name), types, wanted)
 
 
 def choose_columns(patterns: str | None, columns: Sequence[str]) -> list[str]:
@@ -879,7 +854,7 @@ def choose_columns(patterns: str | None, columns: Sequence[str]) -> list[str]:
 
 def check_output(target: str, partition: str | None, inputs: Sequence[str]) -> None:
     """Raise `Stop` when the output's suffix says no format, or when writing it would destroy an input or a folder."""
-    suffix = Path(target).suffix
+    suffix, foreign = Path(target).suffix, []
     if os.path.realpath(target) in {os.path.realpath(path) for path in inputs}:
         raise Stop(f"-o {target}: is one of the inputs. Give another name.")
     if not partition:
@@ -894,19 +869,17 @@ def check_output(target: str, partition: str | None, inputs: Sequence[str]) -> N
         foreign = find_files(f"{target.rstrip('/')}/**")
     elif Path(target).is_dir():
         foreign = [entry.name for entry in Path(target).iterdir() if not (entry.is_dir() and "=" in entry.name)]
-    else:
-        foreign = [target] if Path(target).exists() else []
+    elif Path(target).exists():
+        foreign = [target]
     if foreign:
         raise Stop(f"-o {target}: holds {foreign[0]}. Give a new folder, or one that an earlier --partition-by wrote.")
 
 
 def sink(frame: pl.LazyFrame, path: Path, suffix: str, partition: str | None) -> None:
     """Stream `frame` to `path` in the format of `suffix`; with `partition` as a Hive-partitioned folder of Parquet."""
-    if suffix == ".csv":  # which has no lists; they become JSON text
-        lists = [
-            pl.struct(x=c).struct.json_encode().alias(c) for c, t in frame.collect_schema().items() if t.is_nested()
-        ]
-        frame.with_columns(text.str.extract(r"^\{\"x\":(\[.*\])\}$", 1) for text in lists).sink_csv(path)
+    if suffix == ".csv":  # which has no lists: tags, the only ones, become JSON text
+        tags = pl.struct(x=pl.col("^tags$")).struct.json_encode().str.extract(r"^\{\"x\":(\[.*\])\}$", 1)
+        frame.with_columns(tags.alias("tags") if "tags" in frame.collect_schema() else []).sink_csv(path)
     elif suffix == ".ndjson":
         frame.sink_ndjson(path)
     elif suffix == ".arrow":
@@ -916,7 +889,7 @@ def sink(frame: pl.LazyFrame, path: Path, suffix: str, partition: str | None) ->
 
 
 def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None:
-    """Parquet with page checksums, which Polars does not write; made in one thread, written in another."""
+    """Parquet with page checksums, which Polars does not write."""
     import pyarrow.parquet as pq
 
     if partition:  # folders are called as Polars writes numbers: it does not read back Arrow's `nan` and `-0`
@@ -925,7 +898,7 @@ def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None
     schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     options = PARQUET | {"use_dictionary": [c for c, dtype in empty.schema.items() if not dtype.is_float()]}
     blocks = frame.collect_batches(chunk_size=BLOCK, maintain_order=True, engine="streaming")
-    tables = (block.to_arrow(compat_level=pl.CompatLevel.oldest()) for block in ahead(iter(blocks)))
+    tables = (block.to_arrow(compat_level=pl.CompatLevel.oldest()) for block in blocks)
     if not partition:
         with pq.ParquetWriter(path, schema, **options) as writer:
             for table in tables:
@@ -945,15 +918,6 @@ def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None
         max_rows_per_group=BLOCK,
         use_threads=False,  # keeps the order of the rows
     )
-
-
-def ahead(items: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The same items, of which the next is made in another thread while one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
 
 
 @contextlib.contextmanager
@@ -990,33 +954,30 @@ def exchange(one: Path, other: Path) -> bool:
     return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), 2) == 0
 
 
-def write(frame: pl.LazyFrame, target: str, partition: str | None, good: Callable[[], bool]) -> bool:
+def write(frame: pl.LazyFrame, target: str, partition: str | None, check: Callable[[], None]) -> None:
     """Write `frame` so that `target` is at every moment the old output or the whole new one.
 
-    False, with the old one left in place, when what was written is not `good`.
+    What `check` raises once all is written leaves the old one in place.
     """
-    suffix = "" if partition else Path(target).suffix
     mine = f"{getattr(os, 'geteuid', int)()}_{re.sub(r'[^0-9A-Za-z]', '_', target)}"  # for what is uploaded when whole
     beside = Path(tempfile.gettempdir()) / mine if is_remote(target) else Path(target)
     with workspace(beside) as folder:
         new, old = folder / "new", folder / "old"
-        sink(frame, new, suffix, partition)
+        sink(frame, new, "" if partition else Path(target).suffix, partition)
         show_progress("")
-        if not good():
-            return False
+        check()
         if is_remote(target):  # an upload becomes visible when it is complete
             from pyarrow.fs import LocalFileSystem, copy_files
 
             system, path = locate(target)
-            for file in [file for file in new.rglob("*") if file.is_file()] if partition else [new]:
-                there = f"{path}/{file.relative_to(new).as_posix()}" if partition else path
-                copy_files(str(file), there, source_filesystem=LocalFileSystem(), destination_filesystem=system)
+            for file in filter(Path.is_file, [new, *new.rglob("*")]):
+                there = PurePosixPath(path, file.relative_to(new).as_posix())
+                copy_files(str(file), str(there), source_filesystem=LocalFileSystem(), destination_filesystem=system)
         elif not beside.is_dir():
             new.replace(beside)
         elif not exchange(new, beside):  # elsewhere a folder with content cannot be replaced in one step
             beside.rename(old)
             new.rename(beside)
-    return True
 
 
 # ---- Summary ----------------------------------------------------------------------------------------------------
@@ -1048,11 +1009,11 @@ def show_progress(text: str) -> None:
         print(f"\r\x1b[K{text}", end="\r", file=sys.stderr, flush=True)
 
 
-def show_steps(steps: Sequence[tuple[str, int]], left: int) -> None:
+def show_steps(steps: dict[str, int]) -> None:
     """How many runs came in, what each step dropped, and how many are left."""
-    (first, total), *drops = steps
+    (first, total), *drops = steps.items()
     table = [(first, f"{total:,}"), *((f"  {label}", f"-{count:,}" if count else "0") for label, count in drops)]
-    table.append(("runs out", f"{left:,}"))
+    table.append(("runs out", f"{total - sum(count for _, count in drops):,}"))
     labels, counts = (max(map(len, column)) for column in zip(*table, strict=True))
     for label, count in table:
         show(f"{label:<{labels}}  {count:>{counts}}")
@@ -1080,10 +1041,9 @@ def show_names(kept: pl.DataFrame, rules: dict[str, Rule], pairs: dict[str, str]
         if differ := kept[f"__{column}"].sum():
             show("", f"{column}: {config} says otherwise in {differ:,} of {many(len(kept), 'run')}; {column} is used")
     told = [pl.col(c) if c in ("asymmetric_flag", "pearl_flag") else pl.col(c).is_not_null() for c in rules]
-    matched = enrich(kept.select("name").lazy(), rules).select(pl.any_horizontal(pl.lit(False), *told)).collect()
-    silent = kept["name"].filter(~matched.to_series())
+    silent = enrich(kept.select("name").lazy(), rules).filter(~pl.any_horizontal(pl.lit(False), *told)).collect()
     if len(silent):
-        names = silent.unique(maintain_order=True).fill_null("-").to_list()
+        names = silent["name"].unique(maintain_order=True).fill_null("-").to_list()
         show("", f"{many(len(silent), 'run')} whose name matched no pattern: {counted(names)}")
 
 
@@ -1128,12 +1088,12 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[str, Rule]) -> bool:
-    """Choose the runs, write them, and print the summary. Raises `Stop` with code 1 when no run is left.
+def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[str, Rule]) -> None:
+    """Choose the runs of `exports` (oldest first), write them, and print the summary.
 
-    False, with the older output left in place, when a file changed or proved damaged while it was read.
+    Raises `Stop` with code 1 when no run is left, and what `faults` names when a file changed or proved damaged while
+    it was read; the older output then stays in place.
     """
-    chosen = filters(args)
     types, changes = resolve_types(exports)
     merged = scan(exports, types)
     numbers = number_rules(merged, rules)
@@ -1145,75 +1105,64 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
 
     frame = added(merged)
     available = list(frame.collect_schema())
-    pairs = partners(available)
+    pairs, chosen = partners(available), filters(args)
     if args.where:
         frame = with_where(frame, args.where)
     # The few columns that decide which runs stay, and that the summary counts; a row per row of the files, in order.
-    flags = dict(chosen) | {f"__{column}": contradicts(column, config) for column, config in pairs.items()}
+    flags = chosen | {f"__{column}": contradicts(column, config) for column, config in pairs.items()}
     told = [c for c in (FILE, "id", "name", "entity", "project", "stage", "arch", "dataset") if c in available]
     flags = [passes.fill_null(False).alias(name) for name, passes in flags.items()]
     rows = frame.select(*told, *flags).collect(engine="streaming")
-    if not intact(exports):
-        return False
-    stays = newest_copies(rows, exports)
-    steps = [(f"runs in {many(len(exports), 'file')}", len(rows))]
-    steps.append(("older copies of runs that a newer export holds", len(rows) - stays.sum()))
-    for label, _ in chosen:
-        after = stays & rows[label]
-        steps.append((label, stays.sum() - after.sum()))
-        stays = after
+    confirm(exports)
+    copies = "older copies of runs that a newer export holds"
+    rows = rows.with_columns(newest_copies().alias(copies))
+    stays, steps = pl.repeat(True, len(rows), eager=True), {f"runs in {many(len(exports), 'file')}": len(rows)}
+    for label in (copies, *chosen):
+        steps[label] = (stays & ~rows[label]).sum()
+        stays &= rows[label]
     kept = rows.filter(stays)
-
     if kept.is_empty():
-        show_steps(steps, 0)
+        show_steps(steps)
         raise Stop(f"no run is left, so {args.output} was not written. See above which condition removed them.", 1)
+
     frame = added(pick(rows, stays, exports, types))
-    if args.no_enrich:
-        frame = frame.drop("protocol")
-    available = column_order(frame.collect_schema())
-    if args.partition_by and args.partition_by not in available:
-        raise Stop(f"--partition-by {args.partition_by}: no such column.{nearest(args.partition_by, available)}")
-    if args.partition_by == "tags":
+    available = column_order(set(frame.collect_schema()) - ({"protocol"} if args.no_enrich else set()))
+    columns, partition = choose_columns(args.columns, available), args.partition_by
+    if partition and partition not in available:
+        raise Stop(f"--partition-by {partition}: no such column.{nearest(partition, available)}")
+    if partition == "tags":
         raise Stop("--partition-by tags: a run has several. Choose a column of single values.")
-    columns = choose_columns(args.columns, available)
-    if args.partition_by and args.partition_by not in columns:
-        columns.append(args.partition_by)
-    if not write(frame.select(columns), args.output, args.partition_by, partial(intact, exports)):
-        return False
-    show_steps(steps, len(kept))
+    if partition and partition not in columns:
+        columns.append(partition)
+    write(frame.select(columns), args.output, partition, partial(confirm, exports))
+    show_steps(steps)
     show_runs(kept, exports, changes)
     if not args.no_enrich:
         show_names(kept, rules, pairs)
     say(f"Saved {many(len(kept), 'run')} ({many(len(columns), 'column')}) to {args.output}")
-    return True
 
 
 def main() -> int:
     """Read, choose, merge, write, and say what happened; returns the exit code."""
     args = parse_arguments()
-
     rules = dict(RULES) if args.no_enrich else read_rules(args.rule, args.rules)
     filters(args)  # a mistake in a condition is told before any file is looked for
-    broken: dict[str, str] = {}
-    said: list[str] = []
+    broken: dict[tuple[str, tuple[int, int]], str] = {}  # versions of files whose rows cannot be read, and why
+    say_once = cache(say)
     for _ in range(10):
-        exports, notes, failed = read_exports(args.inputs or [DEFAULT_INPUT], broken)
-        for note in [note for note in notes if note not in said]:
-            say(note)
-        said += notes
+        exports, problems = read_exports(args.inputs or [DEFAULT_INPUT], broken)
+        for note in describe(problems, len(exports)):
+            say_once(note)
         if not exports:
             raise Stop("no export is left to read. Make some with export_runs.py, or name files, folders or globs.")
         check_output(args.output, args.partition_by, [export.path for export in exports])
         try:
-            done = aggregate(args, exports, rules)
+            aggregate(args, exports, rules)
+            return max((stop.code for stop in problems.values()), default=0)
         except faults() as error:
             if intact(exports):
                 raise Stop(f"{args.output} was not written: {reason(error)}", 1) from None
-            done = False
-        if done:
-            return 1 if failed else 0
-        same = [export for export in exports if export.fault and version(export.path) == export.version]
-        broken |= {export.path: f"its rows cannot be read ({export.fault})" for export in same}
+            broken |= {(export.path, export.version): export.fault for export in exports if export.fault}
     raise Stop("the exports change faster than they can be read. Run it again when no export is under way.", 1)
 
 
