@@ -144,7 +144,7 @@ def test_a_storm_of_rate_limits_and_faults_loses_nothing(server, folder, interce
             raise failure(dice.choice(faults))
 
     intercept(check)
-    good(export(server, folder, "-p", "p", "--include-history", speed=200))
+    good(export(server, folder, "-p", "p", "--include-history", speed=50))
     stormy = False
     clean = folder.parent / "clean"
     good(export(server, clean, "-p", "p", "--include-history"))

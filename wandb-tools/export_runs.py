@@ -2349,13 +2349,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         args.keep_deleted, args.workers = True, min(2, args.workers)  # they compute, and hold a batch of rows each
     args.history_keys = [glob.strip() for glob in args.history_keys.split(",") if glob.strip()]
     args.state = [] if "all" in args.state else list(dict.fromkeys(args.state))
-    times = {"since": args.since, "until": args.until}
-    times = {name: moment and moment.replace(microsecond=0) for name, moment in times.items()}  # as W&B takes them
-    bounds = {op: f"{at:%Y-%m-%dT%H:%M:%S}" for op, at in zip(("$gte", "$lt"), times.values(), strict=True) if at}
+    args.since, args.until = (at and at.replace(microsecond=0) for at in (args.since, args.until))  # as W&B takes them
     any_of = {"state": args.state, "tags": args.tag}
-    args.filters = [{"createdAt": bounds}] if bounds else []
-    args.filters += [{name: {"$in": wanted}} for name, wanted in any_of.items() if wanted]
-    times = {name: moment and moment.isoformat() for name, moment in times.items()}
+    args.filters = [{name: {"$in": wanted}} for name, wanted in any_of.items() if wanted]
+    if bounds := created(*(at and int(at.timestamp()) for at in (args.since, args.until))):
+        args.filters.insert(0, bounds)
+    times = {name: at and at.isoformat() for name, at in (("since", args.since), ("until", args.until))}
     args.filters_shown = times | {"state": args.state, "tag": args.tag}
     return args
 
@@ -2421,12 +2420,14 @@ def preview(project: Project) -> None:
     else:
         listing = list_runs(project, have, full=False)
     stale = sum(print_ not in have for print_ in listing.values())
-    history = ""
+    told = f"{plain(project.title)}: would fetch {stale} of {len(listing)} runs"
+    requests = -(-stale // PAGE)
     if project.args.include_history:
-        history = f", and the history of up to {len(listing)}"
-        history += "" if project.args.offline else f" in about {-(-len(listing) // 25)}"
-    requests = "" if project.args.offline else f" in about {-(-stale // PAGE)} requests"
-    print(f"{plain(project.title)}: would fetch {stale} of {len(listing)} runs{requests}{history}")
+        told += f", and the history of up to {len(listing)}"
+        requests += -(-len(listing) // 25)
+    if requests and not project.args.offline:
+        told += f", in about {requests} request{'s'[: requests != 1]}"
+    print(told)
 
 
 def import_ahead() -> None:
