@@ -45,7 +45,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from glob import glob
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
@@ -252,14 +251,12 @@ RULES: dict[str, Rule] = {
 
 def separated(text: pl.Expr) -> pl.Expr:
     """`text` in lower case, `_` for every other separator and at both ends, so that `_ego_` finds the word `ego`."""
-
     # concat_str, because pl.format panics in Polars 2.1 where a filter has left a chunk of a column empty
     return pl.concat_str(pl.lit("_"), text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"), pl.lit("_"))
 
 
 def parse(text: pl.Expr, words: pl.Expr, rule: Rule) -> pl.Expr:
     """What a rule of `RULES` finds in `text`, whose `separated` form is `words`: String, null where it finds none."""
-
     if isinstance(rule, str):
         return text.str.extract(f"(?i){rule}", 1)
     if isinstance(rule, dict):
@@ -277,7 +274,6 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     `dataset` String, `k`, `seed_parsed` Int64, `lr_parsed`, `wd_parsed`, `eps_parsed` Float64, `asymmetric_flag`,
     `pearl_flag` Bool, and a String for every other rule; null where nothing is known, except `protocol` and the flags.
     """
-
     schema = frame.collect_schema()
 
     def text(*columns: str) -> pl.Expr:
@@ -286,26 +282,25 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
         return pl.coalesce([pl.when(value != "").then(value) for value in there] or pl.lit(None, pl.String))
 
     rules = {column: rules.get(column, []) for column in RULES} | rules
-    name, words, arch = text("name"), pl.col("__words"), pl.col("arch")
-    target = text("config_model__target_", "config_model_target")
+    name, arch = text("name"), pl.col("arch")
     same_graph = text("config_data_same_graph_all_splits").str.to_lowercase().is_in(["true", "1"])
     single_graph = text("config_data__target_").str.contains("SingleGraph", literal=True)
     single = pl.any_horizontal(same_graph, single_graph).fill_null(False)
     added = {"protocol": pl.when(single).then(pl.lit("single_graph")).otherwise(pl.lit("distribution"))}
-    added |= {column: parse(name, words, rule) for column, rule in rules.items()}
+    added |= {column: parse(name, pl.col("__words"), rule) for column, rule in rules.items()}
     added["stage"] = added["stage"].str.to_lowercase()
     added["arch"] = pl.coalesce(added["arch"], text("config_model_type"))
-    config = ("data_dataset_name", "dataset_name", "data_graph_type", "graph_type")
-    added["dataset"] = pl.coalesce(text(*(f"config_{key}" for key in config)), added["dataset"])
-    for column in ("k", "seed_parsed"):
-        added[column] = added[column].cast(pl.Int64, strict=False)
-    for column in ("lr_parsed", "wd_parsed", "eps_parsed"):
-        added[column] = added[column].cast(pl.Float64, strict=False)
-    for column in ("asymmetric_flag", "pearl_flag"):
-        added[column] = added[column].is_not_null()
+    target = text("config_model__target_", "config_model_target")
     in_target, in_arch = (parse(t, separated(t), rules["model_type"]) for t in (target, arch))
     family = pl.coalesce(in_target, added["model_type"], in_arch)
     added["model_type"] = pl.lit(None, pl.String)  # holds the place until `arch` is there
+    config = ("data_dataset_name", "dataset_name", "data_graph_type", "graph_type")
+    added["dataset"] = pl.coalesce(text(*(f"config_{key}" for key in config)), added["dataset"])
+    added |= {column: added[column].cast(pl.Int64, strict=False) for column in ("k", "seed_parsed")}
+    for column in ("lr_parsed", "wd_parsed", "eps_parsed"):
+        added[column] = added[column].cast(pl.Float64, strict=False)
+    added |= {column: added[column].is_not_null() for column in ("asymmetric_flag", "pearl_flag")}
+    # what several expressions use is a column first: Polars works it out anew for each of them otherwise
     frame = frame.with_columns(__words=separated(name))
     frame = frame.with_columns(**{column: value for column, value in added.items() if column not in schema})
     return (frame if "model_type" in schema else frame.with_columns(model_type=family)).drop("__words")
@@ -614,39 +609,29 @@ def leaves(value: object, column: str = "config") -> Iterator[tuple[str, object]
         yield from leaves(inner, f"{column}_" + re.sub(r"\W", "_", key))
 
 
-def config_numbers(text: str | None, wanted: set[str]) -> dict[str, list[int | float]]:
-    """The numbers that a `_config_json` holds for the columns `wanted`; none when it is no JSON, or nested too deep."""
-    numbers: dict[str, list[int | float]] = {column: [] for column in wanted}
-    # an integer too long for a Float64 is the text of no Float64, and Python may refuse to read it
-    with contextlib.suppress(ValueError, RecursionError):
-        config = json.loads(text or "{}", parse_int=lambda digits: int(digits) if len(digits) < 309 else digits)
-        for column, value in leaves(config):
-            if column in wanted and type(value) in (int, float):
-                numbers[column].append(value)
-    return numbers
-
-
 def number_texts(rows: pl.DataFrame, columns: Sequence[str]) -> list[pl.Series]:
     """Float64 `columns` as their JSON text, which for whole numbers only `_config_json` knows: `3`, `3.0` or `3e20`.
 
     Python, because no Polars expression spells numbers as JSON does (`1e-05`); it runs only over files whose Float64
     column is text elsewhere.
     """
-    spelled = {column: (column, re.sub("__[0-9]+$", "", column)) for column in columns}  # config_a__2 may be config_a
-    wanted = set(chain.from_iterable(spelled.values()))
-    configs = rows["_config_json"].to_list() if "_config_json" in rows.columns and columns else [None] * len(rows)
-    configs = [config_numbers(text, wanted) for text in configs]
-
-    def text(number: float, known: dict[str, list[int | float]], column: str) -> str:
-        values = chain.from_iterable(known[name] for name in spelled[column])
-        return json.dumps(next((value for value in values if float(value) == number), number))
-
-    series: list[pl.Series] = []
-    for column in columns:
-        numbers = zip(rows[column].cast(pl.Float64).to_list(), configs, strict=True)
-        texts = [None if number is None else text(number, known, column) for number, known in numbers]
-        series.append(pl.Series(column, texts, pl.String))
-    return series
+    texts: dict[str, list[str | None]] = {column: [] for column in columns}
+    light = rows.select("^_config_json$", pl.col(columns).cast(pl.Float64))
+    for row in light.iter_rows(named=True) if columns else ():
+        numbers: dict[str, list[int | float]] = {}
+        # an integer too long for a Float64 is the text of no Float64, and Python may refuse to read it; a config that
+        # is no JSON, or nested deeper than Python reads, knows no numbers
+        with contextlib.suppress(ValueError, RecursionError):
+            config = row.get("_config_json") or "{}"
+            config = json.loads(config, parse_int=lambda digits: int(digits) if len(digits) < 309 else digits)
+            for column, value in leaves(config):
+                if type(value) in (int, float):
+                    numbers.setdefault(column, []).append(value)
+        for column in columns:
+            known = numbers.get(column, []) + numbers.get(re.sub("__[0-9]+$", "", column), [])
+            text = json.dumps(next((value for value in known if float(value) == row[column]), row[column]))
+            texts[column].append(None if row[column] is None else text)
+    return [pl.Series(column, texts[column], pl.String) for column in columns]
 
 
 # ---- Merge ------------------------------------------------------------------------------------------------------

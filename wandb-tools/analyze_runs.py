@@ -277,14 +277,12 @@ RULES: dict[str, Rule] = {
 
 def separated(text: pl.Expr) -> pl.Expr:
     """`text` in lower case, `_` for every other separator and at both ends, so that `_ego_` finds the word `ego`."""
-
     # concat_str, because pl.format panics in Polars 2.1 where a filter has left a chunk of a column empty
     return pl.concat_str(pl.lit("_"), text.str.to_lowercase().str.replace_all(r"[^\pL\pN_]", "_"), pl.lit("_"))
 
 
 def parse(text: pl.Expr, words: pl.Expr, rule: Rule) -> pl.Expr:
     """What a rule of `RULES` finds in `text`, whose `separated` form is `words`: String, null where it finds none."""
-
     if isinstance(rule, str):
         return text.str.extract(f"(?i){rule}", 1)
     if isinstance(rule, dict):
@@ -302,7 +300,6 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
     `dataset` String, `k`, `seed_parsed` Int64, `lr_parsed`, `wd_parsed`, `eps_parsed` Float64, `asymmetric_flag`,
     `pearl_flag` Bool, and a String for every other rule; null where nothing is known, except `protocol` and the flags.
     """
-
     schema = frame.collect_schema()
 
     def text(*columns: str) -> pl.Expr:
@@ -311,26 +308,25 @@ def enrich(frame: pl.LazyFrame, rules: dict[str, Rule] = RULES) -> pl.LazyFrame:
         return pl.coalesce([pl.when(value != "").then(value) for value in there] or pl.lit(None, pl.String))
 
     rules = {column: rules.get(column, []) for column in RULES} | rules
-    name, words, arch = text("name"), pl.col("__words"), pl.col("arch")
-    target = text("config_model__target_", "config_model_target")
+    name, arch = text("name"), pl.col("arch")
     same_graph = text("config_data_same_graph_all_splits").str.to_lowercase().is_in(["true", "1"])
     single_graph = text("config_data__target_").str.contains("SingleGraph", literal=True)
     single = pl.any_horizontal(same_graph, single_graph).fill_null(False)
     added = {"protocol": pl.when(single).then(pl.lit("single_graph")).otherwise(pl.lit("distribution"))}
-    added |= {column: parse(name, words, rule) for column, rule in rules.items()}
+    added |= {column: parse(name, pl.col("__words"), rule) for column, rule in rules.items()}
     added["stage"] = added["stage"].str.to_lowercase()
     added["arch"] = pl.coalesce(added["arch"], text("config_model_type"))
-    config = ("data_dataset_name", "dataset_name", "data_graph_type", "graph_type")
-    added["dataset"] = pl.coalesce(text(*(f"config_{key}" for key in config)), added["dataset"])
-    for column in ("k", "seed_parsed"):
-        added[column] = added[column].cast(pl.Int64, strict=False)
-    for column in ("lr_parsed", "wd_parsed", "eps_parsed"):
-        added[column] = added[column].cast(pl.Float64, strict=False)
-    for column in ("asymmetric_flag", "pearl_flag"):
-        added[column] = added[column].is_not_null()
+    target = text("config_model__target_", "config_model_target")
     in_target, in_arch = (parse(t, separated(t), rules["model_type"]) for t in (target, arch))
     family = pl.coalesce(in_target, added["model_type"], in_arch)
     added["model_type"] = pl.lit(None, pl.String)  # holds the place until `arch` is there
+    config = ("data_dataset_name", "dataset_name", "data_graph_type", "graph_type")
+    added["dataset"] = pl.coalesce(text(*(f"config_{key}" for key in config)), added["dataset"])
+    added |= {column: added[column].cast(pl.Int64, strict=False) for column in ("k", "seed_parsed")}
+    for column in ("lr_parsed", "wd_parsed", "eps_parsed"):
+        added[column] = added[column].cast(pl.Float64, strict=False)
+    added |= {column: added[column].is_not_null() for column in ("asymmetric_flag", "pearl_flag")}
+    # what several expressions use is a column first: Polars works it out anew for each of them otherwise
     frame = frame.with_columns(__words=separated(name))
     frame = frame.with_columns(**{column: value for column, value in added.items() if column not in schema})
     return (frame if "model_type" in schema else frame.with_columns(model_type=family)).drop("__words")
