@@ -230,7 +230,7 @@ def test_other_keys_after_an_interrupted_export_of_some(server, folder):
     done = export(server, folder, "-p", "p", "--include-history", "--history-keys", "train/*", "--workers", "1")
     assert done.code != 0
     server.weather.revoke_after = None
-    assert list(folder.rglob("r*.parquet")), "this test needs an export that was interrupted half-way"
+    assert list(folder.rglob("history/*.parquet")), "this test needs an export that was interrupted half-way"
     good(export(server, folder, "-p", "p", "--include-history", "--history-keys", "val/*"))
     table = history(folder)
     assert table.schema.names == [*FIXED, "val/loss"]

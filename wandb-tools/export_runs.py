@@ -1255,11 +1255,9 @@ def history_schema(kinds: dict[str, str], before: Sequence[str] = ()) -> pa.Sche
     """Columns of text `before`, then STEP and these columns, each `number` or `text`."""
     import pyarrow as pa
 
-    fields = [*((name, pa.string()) for name in before), ("_step", pa.int64())]
-    kinds = dict.fromkeys(STEP[1:], "number") | kinds
-    return pa.schema(
-        [*fields, *((key, pa.string() if kind == "text" else pa.float64()) for key, kind in kinds.items())]
-    )
+    types = {"text": pa.string(), "step": pa.int64(), "number": pa.float64()}
+    kinds = dict.fromkeys(before, "text") | dict.fromkeys(STEP, "number") | {"_step": "step"} | kinds
+    return pa.schema([(key, types[kind]) for key, kind in kinds.items()])
 
 
 def joined(kinds: Iterable[dict[str, str]]) -> dict[str, str]:
@@ -1301,15 +1299,27 @@ def fetch_history(project: Project, runs: Iterable[dict[str, Any]]) -> dict[str,
 
 
 def history_part(project: Project, run: dict[str, Any]) -> Path:
-    """Where a run's history waits for the merge; ids that are no file's name get a digest."""
-    plain_id = re.fullmatch(r"[\w-]{1,100}", run["id"], re.ASCII)
-    return project.parts / "history" / f"{run['id'] if plain_id else file_stem('/' + run['id'])}.parquet"
+    """Where a run's history waits for the merge; its id may be no file's name."""
+    return project.parts / "history" / f"{file_stem('/' + run['id'])}.parquet"
 
 
-def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[str, Facts]) -> tuple[list[Job], None]:
-    """A job: ask where the history of these runs is, in one request, then fetch it; fewer runs if none is told."""
+def ask_addresses(
+    project: Project, runs: Sequence[dict[str, Any]], done: dict[str, Facts], attempt: int = 1
+) -> tuple[list[Job], None]:
+    """A job: ask where the history of these runs is, in one request, then fetch it; fewer runs if none is told.
+
+    Of each run comes `parquetUrls`, its exported files, and `liveData`, the steps that are in none yet.
+    """
+    ids = {f"r{i}": run["id"] for i, run in enumerate(runs)}
+    declared = ", ".join(f"${n}: String!" for n in ids)
+    asked = " ".join(f'{n}: run(name: ${n}) {{ parquetHistory(liveKeys: ["_step"]) {{ ...files }} }}' for n in ids)
+    query = f"""query HistoryAddresses($entity: String!, $project: String!, {declared}) {{
+      project(name: $project, entityName: $entity) {{ {asked} }} }}
+      fragment files on ParquetHistory {{ parquetUrls liveData }}"""
     try:
-        found = history_addresses(project, runs)
+        reply = project.ask(query, ids, tries=2 if len(runs) > 1 else 0)
+        with expected("histories"):
+            found = [where and where["parquetHistory"] for where in map(reply.get, ids)]
     except Stop as error:
         if len(runs) == 1:
             note_history_failure(project, runs[0], error)
@@ -1318,44 +1328,26 @@ def ask_addresses(project: Project, runs: Sequence[dict[str, Any]], done: dict[s
         return [functools.partial(ask_addresses, project, some, done) for some in (runs[:half], runs[half:])], None
     project.arrived = time.monotonic()
     pairs = zip(runs, found, strict=True)
-    return [functools.partial(fetch_run_history, project, run, where, done) for run, where in pairs], None
-
-
-def history_addresses(project: Project, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
-    """Of each run `parquetUrls`, its exported files, and `liveData`, the steps that are in none yet."""
-    ids = {f"r{i}": run["id"] for i, run in enumerate(runs)}
-    declared = ", ".join(f"${n}: String!" for n in ids)
-    asked = " ".join(f'{n}: run(name: ${n}) {{ parquetHistory(liveKeys: ["_step"]) {{ ...files }} }}' for n in ids)
-    query = f"""query HistoryAddresses($entity: String!, $project: String!, {declared}) {{
-      project(name: $project, entityName: $entity) {{ {asked} }} }}
-      fragment files on ParquetHistory {{ parquetUrls liveData }}"""
-    variables = {"entity": project.entity, "project": project.name} | ids
-    reply = project.server.ask(query, variables, tries=2 if len(runs) > 1 else 0)
-    with expected("histories"):
-        return [run and run["parquetHistory"] for run in map((reply["project"] or {}).get, ids)]
+    return [functools.partial(fetch_run_history, project, run, where, done, attempt) for run, where in pairs], None
 
 
 def fetch_run_history(
-    project: Project, run: dict[str, Any], where: dict[str, Any] | None, done: dict[str, Facts]
-) -> None:
+    project: Project, run: dict[str, Any], where: dict[str, Any] | None, done: dict[str, Facts], attempt: int = 1
+) -> tuple[list[Job], None]:
     """A job: fetch a run's history. A run that fails, for whatever reason of its own, is noted and left out."""
     import pyarrow as pa
 
     try:
-        for attempt in range(3):
-            if where is None:
-                raise Stop("W&B does not show this run any more", 1)
-            try:
-                done[run["id"]] = assemble(project, run, where)
-                break
-            except Expired:
-                if attempt == 2:
-                    raise
-                [where] = history_addresses(project, [run])
+        if where is None:
+            raise Stop("W&B does not show this run any more", 1)
+        done[run["id"]] = assemble(project, run, where)
         project.arrived = time.monotonic()
         project.progress.fetched(1, "histories")
     except (Stop, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, Expired) and attempt < 3:
+            return [functools.partial(ask_addresses, project, [run], done, attempt + 1)], None
         note_history_failure(project, run, error)
+    return [], None
 
 
 def note_history_failure(project: Project, run: dict[str, Any], error: Exception) -> None:
