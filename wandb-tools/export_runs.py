@@ -990,7 +990,7 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
     options = {"compression": "zstd", "compression_level": 3, "write_statistics": small, "write_page_checksum": True}
     options["use_dictionary"] = [name for name in small if schema.field(name).type == pa.string()]
 
-    @functools.lru_cache(2 * WORKERS)  # as many parts as may hold runs of about the same time
+    @functools.lru_cache(6)  # as many row groups as hold runs of about the same time
     def read(s: int, group: int) -> pa.Table:
         table, rows = sources[s].read(group=group), kept[s, group]
         return sources[s].conform(table if len(rows) == len(table) else table.take(rows), columns, schema)
