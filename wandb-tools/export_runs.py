@@ -1976,6 +1976,8 @@ def export_project(project: Project) -> None:
                 kept = any(project.parts.rglob("*.parquet")) or bool(full_phase(project))
     except (Stop, OSError) as error:
         project.error = str(error)
+        if number := getattr(error, "errno", None):
+            project.error = f"{getattr(error, 'filename', None) or project.args.output}: {os.strerror(number)}"
         project.refused = getattr(error, "code", 1) == 2 and not (kept or project.runs)
         advice = ". What was fetched is kept; run the command again to go on." if kept else ""
         say(f"error: {plain(project.title)}: {project.error.rstrip('.')}{advice}")
