@@ -32,7 +32,8 @@ HOME = Path.home()  # before a test moves it
 def clean_env(home: Path, **extra: str) -> dict[str, str]:
     """The environment of a newcomer: no W&B settings, an empty home, no terminal, 80 columns; `extra` on top."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "GRAPH_DENOISE", "AWS_", "NETRC"))}
-    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TERM"):
+    # Where a container forbids bytecode, each start compiles the client of W&B anew, which takes half a second.
+    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TERM", "PYTHONDONTWRITEBYTECODE"):
         kept.pop(name, None)
     # uv keeps its package cache although HOME moves, so that a `uv run` in a test downloads nothing twice.
     cache = os.environ.get("UV_CACHE_DIR") or str(HOME / ".cache" / "uv")

@@ -80,6 +80,7 @@ HEAVY = 10  # runs in a row that do not come even alone: then not they but the s
 PATIENCE = 90  # seconds for which a request is tried again before it counts as unanswered
 LONGEST_PAUSE = 300  # seconds that W&B's client may wait in one go because of a rate limit
 LARGEST_ANSWER = 256 << 20  # characters
+IMPORTED_AHEAD = ("pyarrow.parquet", "pyarrow.compute", "rich.console", "rich.table")  # while the client starts
 
 T = TypeVar("T")
 
@@ -274,17 +275,18 @@ def start_client(seconds: int) -> str:
         Path.home()
     except RuntimeError:  # nothing is found there, nothing is written there
         os.environ["HOME"] = os.devnull
+    gc.disable()  # it would walk the many objects of W&B's client again and again
     import wandb
 
     retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
     options = {f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()}
-    stderr = os.dup(2)
+    stderr, pool = os.dup(2), ThreadPoolExecutor(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the sidecar logs there when it finds no place for a file
     try:
         settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=seconds, **options)
-        with ThreadPoolExecutor(1) as pool:  # the sidecar starts while the rest is imported
-            setup = pool.submit(wandb.setup, settings=settings)
-            importlib.import_module("wandb.apis.public")
+        setup = pool.submit(wandb.setup, settings=settings)  # the sidecar starts while the rest is imported
+        importlib.import_module("wandb.apis.public")
+        pool.submit(lambda: [importlib.import_module(name) for name in IMPORTED_AHEAD])
         return os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
     finally:
         os.dup2(stderr, 2)
@@ -2424,12 +2426,6 @@ def preview(project: Project) -> None:
     print(told)
 
 
-def import_ahead() -> None:
-    """Import what will be needed while W&B answers."""
-    for name in ("pyarrow.parquet", "pyarrow.compute", "rich.console", "rich.table"):
-        importlib.import_module(name)
-
-
 def main() -> int:
     """Export the projects that the command line names; returns the exit code."""
     args = parse_arguments()
@@ -2440,7 +2436,6 @@ def main() -> int:
     sys.setrecursionlimit(10_000)  # configs may be nested deeply,
     sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
     server = Folders(args.offline) if args.offline else Connection(args.api_key)
-    threading.Thread(target=import_ahead, daemon=True).start()
     progress = Progress(args.quiet)
     progress.note(f"Using {server.account}")
     pool = ThreadPoolExecutor(args.workers)

@@ -26,6 +26,7 @@ import argparse
 import base64
 import contextlib
 import difflib
+import gc
 import importlib
 import json
 import os
@@ -52,6 +53,7 @@ COUNTS = {  # the runs that each count takes, as W&B filters them
     "running_count": {"state": "running"},
     "failed_count": {"state": {"$in": ["crashed", "failed"]}},
 }
+IMPORTED_AHEAD = ("rich.console", "rich.table", "rich.progress")  # while the client starts
 
 T = TypeVar("T")
 
@@ -200,17 +202,18 @@ def start_client(seconds: int) -> str:
         Path.home()
     except RuntimeError:  # nothing is found there, nothing is written there
         os.environ["HOME"] = os.devnull
+    gc.disable()  # it would walk the many objects of W&B's client again and again
     import wandb
 
     retries = {"retry_max": 1, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 1}
     options = {f"x_{kind}_{name}": value for kind in ("graphql", "file_transfer") for name, value in retries.items()}
-    stderr = os.dup(2)
+    stderr, pool = os.dup(2), ThreadPoolExecutor(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the sidecar logs there when it finds no place for a file
     try:
         settings = wandb.Settings(silent=True, x_graphql_timeout_seconds=seconds, **options)
-        with ThreadPoolExecutor(1) as pool:  # the sidecar starts while the rest is imported
-            setup = pool.submit(wandb.setup, settings=settings)
-            importlib.import_module("wandb.apis.public")
+        setup = pool.submit(wandb.setup, settings=settings)  # the sidecar starts while the rest is imported
+        importlib.import_module("wandb.apis.public")
+        pool.submit(lambda: [importlib.import_module(name) for name in IMPORTED_AHEAD])
         return os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
     finally:
         os.dup2(stderr, 2)
