@@ -54,7 +54,7 @@ def test_svg_holds_the_expected_marks_and_words(call, demo, tmp_path, question):
     expected, words = PICTURES[question]
     found = marks(svg)
     assert {kind: found[kind] for kind in expected} == expected
-    text = " ".join(t.text or "" for t in svg.iter("{http://www.w3.org/2000/svg}text"))
+    text = " ".join(svg.itertext())
     assert all(word in text for word in words), text
     assert (found["mark-group role-legend"] > 0) == (question in ("pivot", "best-by", "curves")), "a legend where due"
     [title] = [g for g in svg.iter() if g.get("aria-roledescription") == "title" and "±" in g.get("aria-label")] or [
@@ -199,8 +199,8 @@ def test_a_picture_of_values_that_span_decades_is_logarithmic(call, tmp_path):
     path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
     for options in ([], ["-g", "opt"], ["--pivot", "--cols", "seed"]):
         assert call(tmp_path, path, *options, "--plot", "p.svg").code == 0
-        text = [t.text for t in ET.parse(tmp_path / "p.svg").getroot().iter("{http://www.w3.org/2000/svg}text")]
-        assert {"0.0001", "0.001"} <= {t for t in text if t}, text
+        text = set(ET.parse(tmp_path / "p.svg").getroot().itertext())
+        assert {"0.0001", "0.001"} <= text, text
 
 
 # ---------------------------------------------------------------- sizes, marks and words
@@ -264,7 +264,7 @@ def test_twenty_methods_on_fifteen_data_sets_fit_a_page(call, lab, tmp_path, que
     width, height = (float(svg.get(side).removesuffix("pt")) / analyze.CM for side in ("width", "height"))
     assert width == pytest.approx(analyze.PAGE, abs=0.5)
     assert height < analyze.TALLEST + 0.5
-    texts = [(t.text or "", float(t.get("font-size").removesuffix("px"))) for t in svg.iter(TEXT)]
+    texts = [("".join(t.itertext()), float(t.get("font-size").removesuffix("px"))) for t in svg.iter(TEXT)]
     words = {text for text, _ in texts}
     if question == "groups":
         assert "method, dataset (the first 80 of 300)" in words
@@ -328,16 +328,16 @@ def test_every_cell_of_a_heat_map_can_be_read(call, lab, tmp_path, options):
                 [fill] = [f for left, top, wide, high, f in rects if left <= x < left + wide and top <= y < top + high]
                 assert contrast(fill, text.get("fill")) >= 4.5
                 checked += 1
-    assert checked == 600
+    assert checked == 300
 
 
 def test_the_best_of_each_column_is_framed_and_bold(call, lab, tmp_path):
     call(lab, *LAB["pivot"], "--plot", tmp_path / "p.svg")
     svg = ET.parse(tmp_path / "p.svg").getroot()
-    bold = [t.text for t in svg.iter(TEXT) if t.get("font-weight") == "bold" and t.get("font-size") != "8px"]
+    bold = ["".join(t.itertext()) for t in svg.iter(TEXT) if t.get("font-weight") == "bold"]
     frames = [path for path in svg.iter(RECT) if path.get("stroke") == analyze.COLOURS[-1]]
     assert len(frames) == 15
-    assert len([text for text in bold if text and text.startswith("±")]) == 15
+    assert len([text for text in bold if "±" in text]) == 15
 
 
 def test_titles_axes_and_directions(call, demo, tmp_path):

@@ -323,11 +323,11 @@ def test_the_step_that_was_best_holds_for_the_whole_page(call, tmp_path):
 
 
 def test_many_runs_are_thinned_with_a_word(call, tmp_path):
-    rows = [run_row(i, name=f"mlp_s{i}", config_lr=i / 1000, metric_test_mse=i % 97 + 1.0) for i in range(900)]
+    rows = [run_row(i, name=f"mlp_s{i}", config_lr=i / 1000, metric_test_mse=i % 97 + 1.0) for i in range(2400)]
     ran = call(tmp_path, write_runs(tmp_path / "lab_demo_runs.parquet", rows), "-m", "test/mse", "--report", "r.html")
     assert ran.code == 0, ran.err
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "One in 3 of 900 runs is drawn; the means are of all" in text
+    assert "One in 3 of 2400 runs is drawn; the means are of all" in text
 
 
 @pytest.mark.parametrize(

@@ -2188,11 +2188,14 @@ def save(answer: Answer, path: Path) -> None:
 # The last is the ink of the page around the picture: black, unless that is dark.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "currentColor"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]  # for more groups than colours
-SHADES = ("#f7fbff", "#08306b")  # of a heat map, from the worst to the best
-WHITE_FROM = 0.65  # of the way between them white text has more contrast than black; either has 4.5 or above
+GREY = "#bbb"
+SHADES = ["#f7fbff", "#08306b"]  # of a heat map, from the worst to the best
+# Of white and black the one with the higher contrast on a cell, 4.6 and above (WCAG 2).
+INK = "luminance(scale('color', datum.mean)) < 0.179 ? 'white' : 'black'"
 CM = 72 / 2.54  # points; a point is Vega's pixel in .pdf, and 1/72 inch of every other picture
 COLUMN, PAGE, TALLEST = 8.5, 17.5, 23.0  # cm: a paper's column and page are as wide, and a page as high
 MOST = 80  # rows of a picture that can still be read on a page
+THINNED = 1000  # runs that are drawn as points; of more every n-th is
 
 
 @dataclass(frozen=True)
@@ -2206,166 +2209,138 @@ class Look:
     band: bool = True
 
 
-def field_of(column: str) -> str:
-    """A column in Vega's spelling, where dots, brackets, quotes and colons in names mean something else."""
-    return re.sub(r"([.\[\]'\"\\:])", r"\\\1", column)
-
-
 def pointer(frame: pl.DataFrame) -> dict[str, object]:
     """For the pointer: a tooltip with the columns of `frame`, and with a click the run in W&B if `url` is there."""
-
-    tips = [
-        alt.Tooltip(field_of(column), type="quantitative" if dtype.is_float() else "nominal")
-        for column, dtype in frame.schema.items()
-        if column != "url" and not column.startswith("_")
-    ]
+    columns = [column for column in frame.columns if column != "url" and not column.startswith("_")]
+    # In fields, dots, brackets, quotes and colons would mean something else.
+    tips = [alt.Tooltip(re.sub(r"([.\[\]'\"\\:])", r"\\\1", column), type="nominal") for column in columns]
     return {"tooltip": tips} | ({"href": "url:N"} if "url" in frame.columns else {})
 
 
-def scale(look: Look, frame: pl.DataFrame, *columns: str, panel: str | None = None) -> dict[str, Any]:
-    """A scale that need not hold zero; logarithmic on demand, or where the values, all positive, span two decades."""
+def measured(look: Look, title: str | None, frame: pl.DataFrame, *columns: str, ticks: int = 5) -> dict[str, Any]:
+    """Title, scale and ticks of an axis of the values in `columns`; it need not hold zero.
 
-    ends = frame.group_by(panel or pl.lit(0)).agg(
-        pl.min_horizontal(*columns).min().alias("low"), pl.max_horizontal(*columns).max().alias("high")
-    )
-    low, wide = ends["low"].min() or 0, ends.select((pl.col("high") / pl.col("low")).max()).item() or 0
+    It is logarithmic on demand or where the values, all positive, span two decades, with ticks at 1, 2, 5, 10, ...
+    """
+    low, high = frame.select(pl.min_horizontal(*columns).min().alias("low"), pl.max_horizontal(*columns).max()).row(0)
     if look.log and low <= 0:
         raise Stop(f"--log: {number(low)} has no logarithm. Leave it out (--where), or leave out --log.")
-    return {"type": "log", "nice": False} if look.log or (low > 0 and wide > 100) else {"type": "linear", "zero": False}
+    if look.log or 0 < 100 * low < high:
+        values = [digit * 10.0**power for power in range(-12, 13) for digit in (1, 2, 5)]
+        return {"title": title, "scale": {"type": "log", "nice": False}, "axis": alt.Axis(values=values)}
+    return {"title": title, "scale": {"type": "linear", "zero": False}, "axis": alt.Axis(tickCount=ticks)}
 
 
-def along(scale: dict[str, Any], title: str | None, count: int = 5) -> dict[str, Any]:
-    """Title, scale and ticks of the axis of a metric; on a logarithmic one at 1, 2 and 5 times the powers of ten."""
-    values = [digit * 10.0**power for power in range(-12, 13) for digit in (1, 2, 5)]
-    ticks = {"values": values} if scale["type"] == "log" else {"tickCount": count}
-    return {"title": title, "scale": scale, "axis": alt.Axis(**ticks)}
-
-
-def above(scale: dict[str, Any], low: pl.Expr, floor: pl.Expr) -> pl.Expr:
-    """The lower end of an interval, which on a logarithmic scale ends at `floor` where it would be negative."""
-    return pl.when(low.is_not_null()).then(pl.max_horizontal(low, floor)) if scale["type"] == "log" else low
-
-
-def rows_of(rows: Sequence[str], title: str | None, height: float, total: int = 0) -> alt.Y:
-    """The vertical axis: a row per label, in this order; without a title it shows no labels."""
-
-    size = min(7.5, 0.95 * height / len(rows))
-    axis = alt.Axis(labelFontSize=size, labels=title is not None, grid=True)
-    more = f" (the first {len(rows)} of {total})" if total > len(rows) else ""
-    return alt.Y("_row:N", sort=list(rows), title=f"{title}{more}" if title else None, axis=axis)
+def floored(low: pl.Expr, axis: dict[str, Any], floor: pl.Expr) -> pl.Expr:
+    """The lower end of an interval, which on a logarithmic axis ends at `floor` where it would be negative."""
+    return low.clip(floor) if axis["scale"]["type"] == "log" else low
 
 
 def legend(look: Look, texts: Sequence[str], **how: object) -> alt.Legend:
     """A legend below the picture with as many columns as its width has room for, so that no text is cut."""
-
     room = (look.width or 6 * CM) * 1.2 / (4.5 * max(map(len, texts)) + 24)
     return alt.Legend(orient="bottom", columns=max(1, min(len(texts), int(room))), symbolOpacity=1, **how)
 
 
-def draw_top(frame: pl.DataFrame, metric: str, title: str, look: Look) -> alt.Chart:
-    """The top runs as a dot plot, best on top; `frame` has `#`, `name`, `metric`, perhaps `arch` and `url`."""
+def panelled(
+    look: Look, names: Sequence[str], width: float, height: float, panel: Callable[..., alt.Chart | alt.LayerChart]
+) -> alt.TopLevelMixin:
+    """A grid of panels, `panel(name, width, height, left)` each, whether at the left edge; of several with names above.
 
-    names = [cut(plain(name), 48) for name in frame["name"].head(MOST).fill_null("-")]
-    rows = [f"{i}  {name}" for i, name in enumerate(names, 1)]
-    frame = frame.select(c for c in ("#", "name", metric, "arch", "dataset", "url") if c in frame.columns)
-    frame = frame.head(MOST).with_columns(pl.Series("_row", rows, pl.String), _best=pl.col("#") == 1)
-    width, height = look.width or 6 * CM, look.height or 16 * len(rows)
-    chart = alt.Chart(frame, width=width, height=height).encode(
-        alt.X(f"{field_of(metric)}:Q", **along(scale(look, frame, metric), title)),
-        rows_of(rows, "", height),
-        shape=alt.condition("datum._best", alt.value("diamond"), alt.value("circle")),
-        size=alt.condition("datum._best", alt.value(110), alt.value(50)),
-        **pointer(frame),
-    )
-    archs = frame["arch"].fill_null("-").unique().sort().to_list() if "arch" in frame.columns else []
-    if 1 < len(archs) <= len(COLOURS):
-        chart = chart.encode(
-            alt.Color("arch:N", scale={"domain": archs, "range": COLOURS}, legend=legend(look, archs, title=None))
-        )
-    return chart.mark_point(filled=True, opacity=1, color=COLOURS[0])
+    Each is of `width` x `height` points where `look` asks for nothing; `usermeta` holds the size of all together.
+    """
+    beside = next(most for most, upto in ((1, 1), (2, 2), (3, 6), (4, 12), (5, len(names))) if len(names) <= upto)
+    below = -(-len(names) // beside)
+    size = {
+        "width": look.width / beside if look.width else width,
+        "height": look.height / below if look.height else height,
+    }
+    charts = [panel(name, *size.values(), i % beside == 0).properties(**size) for i, name in enumerate(names)]
+    if names[1:]:
+        titles = [alt.Title(name, fontSize=8, anchor="middle") for name in names]
+        charts = [chart.properties(title=title) for chart, title in zip(charts, titles, strict=True)]
+        charts = [alt.concat(*charts, columns=beside, spacing=8, align="each")]
+    return charts[0].properties(usermeta={"width": size["width"] * beside, "height": size["height"] * below})
+
+
+def draw_rows(
+    look: Look,
+    panels: dict[str, pl.DataFrame],
+    rows: list[str],
+    titles: tuple[str, str],
+    colours: dict[str, str],
+    runs: dict[str, pl.DataFrame] | None = None,
+) -> alt.TopLevelMixin:
+    """A dot plot: a panel per frame, a dot per row of it at `_x`, coloured by `_what`, a diamond if `_best`.
+
+    The frames may also hold `min`, `median`, `max`, a grey range below the dots, and `_low`, `_high`, an interval above
+    them; `runs` are small points between, at `_x` and, from -0.5 to 0.5 across a row, `_y`, and then no legend is due.
+    `titles` are those of the rows and of the values.
+    """
+    shown, several = rows[:MOST], len(panels) > 1
+    of = f"{titles[0]} (the first {MOST} of {len(rows)})" if len(rows) > MOST else titles[0]
+    key = legend(look, list(colours), title=titles[1] if several else None) if len(colours) > 1 and not runs else None
+    colour = alt.Color("_what:N", scale={"domain": list(colours), "range": list(colours.values())}, legend=key)
+
+    def panel(name: str, _: float, height: float, left: bool) -> alt.LayerChart:
+        frame, each = panels[name].filter(pl.col("_row").is_in(shown)), height / len(shown)
+        ends = [column for column in ("_x", "min", "max") if column in frame.columns]
+        axis = measured(look, None if several else titles[1], frame, *ends, ticks=3 if several else 5)
+        if "_low" in frame.columns:
+            frame = frame.with_columns(floored(pl.col("_low"), axis, pl.min("min")))
+        labels = alt.Axis(labelFontSize=min(7.5, 0.95 * each), labels=left, grid=True)
+        row = alt.Y("_row:N", scale={"domain": shown}, title=(of or None) if left else None, axis=labels)
+        chart = alt.Chart(frame).encode(row, **pointer(frame))
+
+        def at(start: str, end: str | None = None) -> dict[str, object]:
+            return {"x": alt.X(f"{start}:Q", **axis)} | ({"x2": alt.X2(end)} if end else {})
+
+        size, layers = min(60.0, 3 * each), []
+        if "min" in frame.columns and look.band:
+            layers.append(chart.mark_rule(strokeWidth=size / 8, color=GREY, opacity=0.6).encode(**at("min", "max")))
+            layers.append(chart.mark_tick(thickness=2, size=size / 3, color="#888").encode(**at("median")))
+        if runs:
+            run = alt.Chart(runs[name]).mark_circle(size=size / 3, opacity=0.6, color=COLOURS[0])
+            across = alt.YOffset("_y:Q", scale={"domain": [-1, 1]})
+            layers.append(run.encode(row, across, **at("_x"), **pointer(runs[name])))
+        shape = alt.condition("datum._best", alt.value("diamond"), alt.value("diamond" if runs else "circle"))
+        area = alt.condition("datum._best", alt.value(1.6 * size), alt.value(size))
+        layers.append(chart.mark_point(filled=True, opacity=1).encode(colour, shape=shape, size=area, **at("_x")))
+        if "_low" in frame.columns:
+            layers.append(chart.mark_rule(color=COLOURS[-1]).encode(**at("_low", "_high")))
+        return alt.layer(*layers)
+
+    return panelled(look, list(panels), (4 if several else 5.5) * CM, (24 if runs else 15) * len(shown), panel)
+
+
+def draw_top(frame: pl.DataFrame, metric: str, title: str, look: Look) -> alt.TopLevelMixin:
+    """The top runs, best on top, coloured by `arch`; `frame` has `#`, `name`, `metric`, perhaps `arch` and `url`."""
+    frame = frame.select(c for c in ("#", "name", metric, "arch", "dataset", "url") if c in frame.columns).head(MOST)
+    rows = [f"{i}  {cut(plain(name or '-'), 48)}" for i, name in enumerate(frame["name"], 1)]
+    what = pl.col("arch").fill_null("-") if "arch" in frame.columns else pl.lit("run")
+    frame = frame.with_columns(pl.Series("_row", rows), _x=metric, _best=pl.col("#") == 1, _what=what)
+    archs = frame["_what"].unique().sort().to_list()
+    colours = dict(zip(archs, COLOURS if len(archs) <= len(COLOURS) else COLOURS[:1] * len(archs), strict=False))
+    return draw_rows(look, {"": frame}, rows, ("", title), colours)
 
 
 def draw_groups(
     points: pl.DataFrame, by: list[str], metrics: list[str], order: list[str], titles: list[str], look: Look
 ) -> alt.TopLevelMixin:
-    """The runs of each group as points over their box, its mean as a diamond, one panel per metric, in this order."""
-
-    order, groups = order[:MOST], len(order)
-    panels = []
+    """The runs of each group as points over their range, their mean as a large dot, one panel per metric."""
+    means, runs = {}, {}
     for metric, title in zip(metrics, titles, strict=True):
-        frame = labelled(points, by, "_row").with_columns(finite(metric)).filter(pl.col(metric).is_not_null())
-        frame = frame.filter(pl.col("_row").is_in(order)).drop(m for m in metrics if m != metric)
+        known = labelled(points, by, "_row").with_columns(finite(metric)).drop_nulls(metric)
+        known = known.drop(m for m in metrics if m != metric)
+        best = pl.col("_row") == order[0]
+        what = pl.when(best).then(pl.lit("best")).otherwise(pl.lit("other"))
+        means[title] = known.group_by("_row").agg(summary(metric)).with_columns(_x="mean", _best=best, _what=what)
+        known = known.filter(pl.col("_row").is_in(order[:MOST])).gather_every(-(-known.height // THINNED))
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
-        frame = frame.with_columns(_height=(pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5)
-        means = frame.group_by("_row").agg(pl.col(metric).mean().alias("mean"), pl.len().alias("n"))
-        means = means.with_columns(_best=pl.col("_row") == order[0])
-        height = look.height or 24 * len(order)
-        x = along(scale(look, frame, metric), title, 5 if not metrics[1:] else 3)
-        chart = alt.Chart(frame, width=look.width / len(metrics) if look.width else 5 * CM, height=height).encode(
-            alt.X(f"{field_of(metric)}:Q", **x),
-            rows_of(order, names(by) if metric == metrics[0] else None, height, groups),
-        )
-        size = min(16.0, 0.6 * height / len(order))
-        box = chart.mark_boxplot(outliers=False, size=size, color="#ccc", median={"color": "#666"})
-        mean = alt.Chart(means).encode(alt.X("mean:Q", **x), chart.encoding.y, **pointer(means))
-        mark = {"shape": "diamond", "filled": True, "size": 5 * size, "opacity": 1}
-        mean = mean.encode(color=alt.condition("datum._best", alt.value(COLOURS[1]), alt.value(COLOURS[-1])))
-        run = chart.mark_circle(size=size, opacity=0.6, color=COLOURS[0]).encode(**pointer(frame))
-        run = run.encode(alt.YOffset("_height:Q", scale={"domain": [-1, 1]}))
-        few = frame.height <= 5000  # more would hide the boxes, and not open in a browser
-        panels.append(alt.layer(box, *[run] * few, mean.mark_point(**mark)))
-    return alt.hconcat(*panels, spacing=10) if panels[1:] else panels[0]
-
-
-def draw_pivot(
-    groups: pl.DataFrame, rows: list[str], cols: list[str], title: str, descending: bool, look: Look
-) -> alt.LayerChart:
-    """The pivot as a heat map, dark is good; each cell says its mean, std and n as far as they can be read in it.
-
-    The best of each column is framed and bold; ≈ stands before what is `not_told_apart` from it, if `groups` says so.
-    """
-
-    mean = pl.col("mean")
-    frame = labelled(labelled(groups, rows, "_row"), cols, "_col").drop_nulls("mean")
-    near = pl.col("not_told_apart") if "not_told_apart" in frame.columns else pl.lit(False)
-    across, down = labels(groups, cols), labels(groups, rows)
-    colours = scale(look, frame, "mean")
-    depth = mean.log() if colours["type"] == "log" else mean
-    depth = ((depth - depth.min()) / (depth.max() - depth.min())).fill_nan(0.5)
-    frame = frame.select(
-        *("mean", "std", "n", "_row", "_col"),
-        _near=pl.when(near).then(pl.lit("≈ ")).otherwise(pl.lit("")),
-        _best=mean == (mean.max() if descending else mean.min()).over(cols),
-        _ink=pl.when((depth if descending else 1 - depth) > WHITE_FROM)
-        .then(pl.lit("white"))
-        .otherwise(pl.lit("black")),
-    )
-    width, height = look.width or 66 * len(across), look.height or 26 * len(down)
-    each, high = width / len(across), height / len(down)
-    values = frame.select("_near", "mean", "std").rows()
-    texts = [near + (number(m) if s is None else with_error(m, s)) for near, m, s in values]
-    lines = [(text, f"n={n}") for text, n in zip(texts, frame["n"], strict=True)]
-    if each < 3.9 * max(map(len, texts)):  # not in one line that can be read: the std goes below
-        lines = [(a.replace("(", ""), f"± {b}" if b else "") for a, _, b in (text.partition(" ± ") for text in texts)]
-    size = min(8.0, each / (0.56 * max(len(line) for pair in lines for line in pair)))
-    frame = frame.with_columns(
-        pl.Series("_upper", [upper for upper, _ in lines], pl.String),
-        pl.Series("_lower", [lower for _, lower in lines], pl.String),
-    )
-    top = {"orient": "top", "labelAngle": 0 if each > 60 else -40, "labelOverlap": False}
-    cell = alt.Chart(frame, width=width, height=height).encode(
-        alt.X("_col:N", sort=across, title=names(cols), axis=top), alt.Y("_row:N", sort=down, title=names(rows))
-    )
-    colours |= {"range": SHADES if descending else SHADES[::-1], "interpolate": "rgb"}
-    bar = {"orient": "bottom", "gradientLength": 110, "gradientThickness": 8, "titleLimit": 0}
-    shade = alt.Color("mean:Q", title=title, scale={**colours, "nice": False}, legend=bar)
-    layers = [cell.mark_rect(stroke="white").encode(shade, **pointer(frame))]
-    layers.append(cell.transform_filter("datum._best").mark_rect(filled=False, stroke=COLOURS[-1], strokeWidth=1.2))
-    two = high > 2.2 * size
-    for name, dy in (("_upper", -0.6 * size if two else 0), ("_lower", 0.6 * size))[: 1 + two] if size >= 3.5 else ():
-        words = cell.encode(text=f"{name}:N", color=alt.Color("_ink:N", scale=None))
-        layers.append(words.mark_text(dy=dy, fontSize=size, fontWeight=alt.expr("datum._best ? 'bold' : 'normal'")))
-    return alt.layer(*layers).resolve_scale(color="independent")
+        spread = (pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5
+        runs[title] = known.with_columns(_x=metric, _y=spread)
+    colours = {"best": COLOURS[1], "other": COLOURS[-1]}
+    return draw_rows(look, means, order, (names(by), titles[0]), colours, runs)
 
 
 def draw_best(
@@ -2375,89 +2350,95 @@ def draw_best(
 
     Behind both stand median and range of all configurations. Rows are ordered by their mean rank over the panels.
     """
-
-    winner, near, other = "the best", "≈ not told apart from it", "the others"
-    every = "all configurations: median, range"
+    title, mean, rank = f"{title}: mean, 95 % interval", pl.col("mean"), pl.col("_rank")
+    what = ["the best", "≈ not told apart from it", "the others", "all configurations: median, range"]
+    colours = dict(zip(what, [COLOURS[1], COLOURS[5], COLOURS[0], GREY], strict=True))
+    split = bool(rows and cols)
     frame = labelled(chosen.drop("values", "seeds"), rows or cols, "_row")
-    frame = labelled(frame, cols, "_col") if rows and cols else frame.with_columns(_col=pl.lit(""))
-    frame = frame.with_columns(_rank=pl.col("mean").rank("min", descending=descending).over("_col"))
-    others = pl.when("not_told_apart").then(pl.lit(near)).otherwise(pl.lit(other))
-    what = pl.when(pl.col("_rank") == 1).then(pl.lit(winner)).otherwise(others)
-    frame = frame.with_columns(_what=what, _every=pl.lit(every))
-    down = frame.group_by("_row", maintain_order=True).agg(pl.col("_rank").mean()).sort("_rank", maintain_order=True)
-    down = down["_row"].head(MOST).to_list()
-    x = scale(look, frame, "mean", "min", "max", panel="_col")
-    low = above(x, pl.col("ci_low"), pl.col("min").min().over("_col"))
-    frame = frame.with_columns(_low=low.fill_null(pl.col("mean")), _high=pl.col("ci_high").fill_null(pl.col("mean")))
-    panels = labels(chosen, cols) if rows and cols else [""]
-    beside, below = grid(panels)
-    width = look.width / beside if look.width else (5.5 if beside == 1 else 4) * CM
-    height = (look.height or 14 * len(down) * below) / below
-    size = min(40.0, 3 * height / len(down))
-    title = f"{title}: mean, 95 % interval"
-
-    def at(field: str) -> alt.X:
-        return alt.X(f"{field}:Q", **along(x, None if panels[1:] else title, 3 if panels[1:] else 5))
-
-    def colour(field: str) -> alt.Color:
-        what = [winner, near, other, every]
-        domain = {"domain": what, "range": [COLOURS[1], COLOURS[5], COLOURS[0], "#bbb"]}
-        return alt.Color(f"{field}:N", scale=domain, legend=legend(look, what, title=None))
-
-    shape = alt.condition("datum._rank === 1", alt.value("diamond"), alt.value("circle"))
-    axis = rows_of(down, names(rows or cols), height, frame["_row"].n_unique())
-    chart = alt.Chart().encode(axis, **pointer(frame))
-    layers = [
-        chart.mark_rule(strokeWidth=size / 8, opacity=0.6).encode(at("min"), alt.X2("max"), colour("_every")),
-        chart.mark_tick(thickness=2, size=size / 3).encode(at("median"), colour("_every")),
-    ][: 2 * look.band]
-    dot = chart.mark_point(filled=True, opacity=1, size=size)
-    layers.append(dot.encode(at("mean"), colour("_what"), shape=shape))
-    layers.append(chart.mark_rule(strokeWidth=1, color=COLOURS[-1]).encode(at("_low"), alt.X2("_high")))
-    shown = frame.filter(pl.col("_row").is_in(down))
-    made = panelled(alt.layer(*layers, data=shown).properties(width=width, height=height), panels, title)
-    return made.resolve_scale(x="independent") if panels[1:] else made
+    frame = labelled(frame, cols, "_col") if split else frame.with_columns(_col=pl.lit(""))
+    frame = frame.with_columns(mean.rank("min", descending=descending).over("_col").alias("_rank"))
+    near = pl.when("not_told_apart").then(pl.lit(what[1])).otherwise(pl.lit(what[2]))
+    frame = frame.with_columns(
+        _x=mean,
+        _best=rank == 1,
+        _what=pl.when(rank == 1).then(pl.lit(what[0])).otherwise(near),
+        _low=pl.col("ci_low").fill_null(mean),
+        _high=pl.col("ci_high").fill_null(mean),
+    )
+    order = frame.group_by("_row", maintain_order=True).agg(rank.mean()).sort("_rank", maintain_order=True)
+    panels = {name: frame.filter(_col=name) for name in (labels(chosen, cols) if split else [""])}
+    return draw_rows(look, panels, order["_row"].to_list(), (names(rows or cols), title), colours)
 
 
-def grid(panels: Sequence[str]) -> tuple[int, int]:
-    """How many panels stand beside each other, and how many below."""
-    beside = next(most for most, upto in ((1, 1), (2, 2), (3, 6), (4, 12), (5, len(panels))) if len(panels) <= upto)
-    return beside, -(-len(panels) // beside)
+def draw_pivot(
+    groups: pl.DataFrame, rows: list[str], cols: list[str], title: str, descending: bool, look: Look
+) -> alt.TopLevelMixin:
+    """The pivot as a heat map, dark is good; each cell says its mean, std and n as far as they can be read in it.
 
+    The best of each column is framed and bold; ≈ stands before what is `not_told_apart` from it, if `groups` says so.
+    """
+    mean, across, down = pl.col("mean"), labels(groups, cols), labels(groups, rows)
+    frame = labelled(labelled(groups, rows, "_row"), cols, "_col").drop_nulls("mean")
+    near = pl.col("not_told_apart") if "not_told_apart" in frame.columns else pl.lit(False)
+    best = mean == (mean.max() if descending else mean.min()).over("_col")
+    frame = frame.select("mean", "std", "n", "_row", "_col", _near=near, _best=best)
+    scale = measured(look, None, frame, "mean")["scale"]
+    scale |= {"range": SHADES if descending else SHADES[::-1], "interpolate": "rgb", "nice": False}
+    bar = {"orient": "bottom", "gradientLength": 110, "gradientThickness": 8, "titleLimit": 0}
 
-def panelled(made: alt.LayerChart, panels: Sequence[str], title: str | None) -> alt.TopLevelMixin:
-    """The chart as a panel for each value of its column `_col`, if there are several."""
-    facet = alt.Facet("_col:N", sort=list(panels), title=title, header=alt.Header(labelFontWeight="bold"))
-    return made.facet(facet, columns=grid(panels)[0], spacing=8) if panels[1:] else made
+    def panel(_: str, width: float, height: float, __: bool) -> alt.LayerChart:
+        each, high = width / len(across), height / len(down)
+        values = frame.select("_near", "mean", "std", "n").rows()
+        texts = ["≈ " * near + (number(m) if std is None else with_error(m, std)) for near, m, std, _ in values]
+        if each < 3.9 * max(map(len, texts)):  # not in one line that can be read: the std goes below, in place of n
+            texts = [text.replace("(", "").replace(" ± ", "|± ") for text in texts]
+        else:
+            texts = [f"{text}|n={n}" for text, (*_, n) in zip(texts, values, strict=True)]
+        size = min(8.0, each / (0.56 * max(len(line) for text in texts for line in text.split("|"))))
+        if (two := high > 2.2 * size) is False:
+            texts = [text.partition("|")[0] for text in texts]
+        top = {"orient": "top", "labelAngle": 0 if each > 60 else -40, "labelOverlap": False}
+        cell = alt.Chart(frame.with_columns(pl.Series("_text", texts, pl.String))).encode(
+            alt.X("_col:N", sort=across, title=names(cols), axis=top), alt.Y("_row:N", sort=down, title=names(rows))
+        )
+        shade = alt.Color("mean:Q", title=title, scale=scale, legend=bar)
+        best = cell.transform_filter("datum._best").mark_rect(filled=False, stroke=COLOURS[-1], strokeWidth=1.2)
+        weight = alt.expr("datum._best ? 'bold' : 'normal'")
+        lines = {"lineBreak": "|", "lineHeight": 1.2 * size, "dy": -0.6 * size if two else 0}
+        words = cell.mark_text(fontSize=size, fontWeight=weight, color=alt.expr(INK), **lines).encode(text="_text:N")
+        layers = [cell.mark_rect(stroke="white").encode(shade, **pointer(frame)), best, words]
+        return alt.layer(*layers[: 2 + (size >= 3.5)])
+
+    return panelled(look, [""], 66 * len(across), 26 * len(down), panel)
 
 
 def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look: Look) -> alt.TopLevelMixin:
     """Learning curves: the mean of each group as a line, mean ± std as a band; many of several columns in panels."""
-
     lines, panels, by = labels(stats, groups), [""], groups
     if len(lines) > 2 * len(COLOURS) and groups[1:]:
         by, panels, lines = groups[:-1], labels(stats, groups[-1:]), labels(stats, groups[:-1])
-    mean, std = pl.col("mean"), pl.col("std")
-    y = scale(look, stats, "mean")
-    frame = labelled(labelled(stats, by, "_line"), groups[-1:], "_col").sort("_x")
-    frame = frame.select("mean", "std", "n", "_col", x="_x", group="_line", _low=mean - std, _high=mean + std)
-    frame = frame.with_columns(_low=above(y, pl.col("_low"), mean.min()))
-    beside, below = grid(panels)
-    width = look.width / beside if look.width else (6 if len(lines) <= len(COLOURS) else 12) / beside * CM
-    height = (look.height or (4.5 if beside == 1 else 3.2 * below) * CM) / below
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(lines))]
-    dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(lines))]
-    strokes = legend(look, lines, title=names(by), symbolType="stroke", symbolSize=200) if lines[1:] else None
-    chart = alt.Chart().encode(
-        alt.X("x:Q", title=x, scale={"nice": False}, axis=alt.Axis(tickCount=4)),
-        alt.Color("group:N", scale={"domain": lines, "range": colours}, legend=strokes),
-    )
-    dash = alt.StrokeDash("group:N", scale={"domain": lines, "range": dashes}, legend=strokes)
-    band = chart.mark_area(opacity=0.18).encode(alt.Y("_low:Q", **along(y, title)), alt.Y2("_high"))
-    line = chart.mark_line(strokeWidth=1.5).encode(alt.Y("mean:Q", **along(y, title)), dash, **pointer(frame))
-    banded = look.band and len(lines) <= len(COLOURS)  # more would hide the lines
-    made = alt.layer(*[band, line][not banded :], data=frame).properties(width=width, height=height)
-    return panelled(made, panels, None)
+    mean, std, axis = pl.col("mean"), pl.col("std"), measured(look, title, stats, "mean")
+    frame = labelled(labelled(stats, by, "group"), groups[-1:], "_col").sort("_x")
+    frame = frame.select("mean", "std", "n", "group", "_col", x="_x", _low=mean - std, _high=mean + std)
+    frame = frame.with_columns(floored(pl.col("_low"), axis, mean.min()))
+    few = len(lines) <= len(COLOURS)
+    key = legend(look, lines, title=names(by), symbolType="stroke", symbolSize=200) if lines[1:] else None
+    colour = alt.Color("group:N", scale={"domain": lines, "range": COLOURS}, legend=key)
+    dashes = [dash for dash in DASHES for _ in COLOURS]
+    dash = alt.StrokeDash("group:N", scale={"domain": lines, "range": dashes}, legend=key)
+
+    def panel(name: str, _: float, __: float, left: bool) -> alt.LayerChart:
+        mine = frame.filter(_col=name) if panels[1:] else frame
+        labelled_y = axis if left else axis | {"title": None, "axis": alt.Axis(labels=False)}
+        along = alt.X("x:Q", title=x, scale={"nice": False}, axis=alt.Axis(tickCount=4))
+        chart = alt.Chart(mine).encode(along, colour)
+        band = chart.mark_area(opacity=0.18).encode(alt.Y("_low:Q", **labelled_y), alt.Y2("_high"))
+        line = chart.mark_line(strokeWidth=1.5).encode(alt.Y("mean:Q", **labelled_y), dash, **pointer(frame))
+        return alt.layer(band, line) if look.band and few else alt.layer(line)  # more bands would hide the lines
+
+    size = (6 if few else 12) * CM, 4.5 * CM
+    made = panelled(look, panels, *(size if not panels[1:] else (4 * CM, 3.2 * CM)), panel)
+    return made.resolve_scale(x="shared", y="shared")
 
 
 def shown_plainly(spec: Any) -> Any:
@@ -2473,55 +2454,37 @@ def shown_plainly(spec: Any) -> Any:
     return plain(spec) if isinstance(spec, str) else spec
 
 
-def inside(spec: dict[str, Any]) -> tuple[float, float]:
-    """Width and height in points of what the axes of a specification frame, all of its panels together."""
-    beside, below, panel = 1, 1, spec
-    if "facet" in spec:
-        beside, panel = spec["columns"], spec["spec"]
-        below = -(-len(spec["facet"]["sort"]) // beside)
-    elif "hconcat" in spec:
-        beside, panel = len(spec["hconcat"]), spec["hconcat"][0]
-    size = panel if "width" in panel else panel["layer"][0]
-    return size["width"] * beside, size["height"] * below
-
-
 TYPE = {"labelFontSize": 7.5, "titleFontSize": 8, "labelColor": "currentColor", "titleColor": "currentColor"}
 THEME = {
     "font": "Liberation Sans, Arial, Helvetica, sans-serif",
     "padding": 3,
     "axis": TYPE | {"gridColor": "#8883"},
     "axisX": {"labelFlush": False, "labelOverlap": True, "labelSeparation": 4},
+    "axisYQuantitative": {"labelFlush": True},
     "legend": TYPE | {"labelLimit": 0, "titleLimit": 0, "symbolSize": 40, "offset": 8},
-    "header": TYPE | {"labelFontSize": 8},
     "title": {"fontSize": 9.5, "color": "currentColor"},
     "view": {"stroke": None},
 }
+SIZE = re.compile(r'width="([\d.]+)" height="([\d.]+)"')
 
 
-def picture(answer: Answer, look: Look) -> tuple[dict[str, Any], str]:
-    """The answer as a Vega-Lite specification and as SVG, of the size that `look` asks for or one that fits a page.
+def picture(draw: Callable[[Look], alt.TopLevelMixin], title: str, look: Look) -> tuple[dict[str, Any], str]:
+    """A picture as a Vega-Lite specification and as SVG, of the size that `look` asks for or one that fits a page.
 
     Only the drawing knows the room that axes, titles and legends take: it is drawn as it comes, which says whether it
     fits a column or needs the page, and again into the room that they leave. `usermeta` holds the width in points.
     """
-
-    assert answer.draw is not None
     alt.data_transformers.disable_max_rows()
-    version = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
-    title = plain(answer.caption if look.title is None else look.title)
 
     def drawn(width: float | None, height: float | None, room: float) -> tuple[dict[str, Any], str, float, float]:
-        chart = answer.draw(replace(look, width=width, height=height))
+        chart = draw(replace(look, width=width, height=height))
         if title:
-            lines = textwrap.wrap(title, int(room / 4.9))
+            lines = textwrap.wrap(plain(title), int(room / 4.9))
             chart = chart.properties(title=alt.Title(lines, anchor="start", frame="bounds", offset=8))
-        spec = shown_plainly(chart.to_dict()) | {
-            "config": THEME | {"axis": THEME["axis"] | {"labelLimit": 0.45 * room}}
-        }
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
-        size = re.search(r'width="([\d.]+)" height="([\d.]+)"', svg)
-        assert size
-        return spec, svg, float(size[1]), float(size[2])
+        theme = THEME | {"axis": THEME["axis"] | {"labelLimit": 0.45 * room}}
+        spec = shown_plainly(chart.to_dict()) | {"config": theme}
+        svg = vl_convert.vegalite_to_svg(spec)
+        return spec, svg, *map(float, SIZE.search(svg).groups())
 
     spec, svg, wide, high = drawn(None, None, PAGE * CM)
     width = CM * (look.width or (COLUMN if wide <= COLUMN * CM else PAGE))
@@ -2529,9 +2492,9 @@ def picture(answer: Answer, look: Look) -> tuple[dict[str, Any], str]:
     for _ in range(3):
         if abs(wide - width) < 2 and (height is None or abs(high - height) < 2):
             break
-        inner, tall = inside(spec)
-        taller = height and max(20.0, tall + height - high)
-        spec, svg, wide, high = drawn(max(30.0, inner + width - wide), taller, width)
+        inner = spec["usermeta"]
+        taller = height and max(20.0, inner["height"] + height - high)
+        spec, svg, wide, high = drawn(max(30.0, inner["width"] + width - wide), taller, width)
     return spec | {"usermeta": {"width": wide}}, svg
 
 
@@ -2545,78 +2508,82 @@ def figure(title: str, spec: dict[str, Any]) -> str:
 
 def plot(answer: Answer, path: Path, look: Look) -> None:
     """Draw the answer to a file: .html (interactive, all of Vega inlined, no network needed), .png, .svg or .pdf."""
-    spec, svg = picture(answer, look)
+    assert answer.draw is not None
+    spec, svg = picture(answer.draw, answer.caption if look.title is None else look.title, look)
     suffix = path.suffix.lower()
     if suffix == ".html":
         script = vl_convert.javascript_bundle() + SCRIPT
         write(path, page(answer.caption, figure(answer.caption, spec), script).encode())
     elif suffix == ".svg":
-        write(path, re.sub(r'width="([\d.]+)" height="([\d.]+)"', r'width="\1pt" height="\2pt"', svg, count=1).encode())
+        write(path, SIZE.sub(r'width="\1pt" height="\2pt"', svg, count=1).encode())
     else:
         write(path, vl_convert.svg_to_pdf(svg) if suffix == ".pdf" else vl_convert.svg_to_png(svg, ppi=300))
 
 
 # The report -----------------------------------------------------------------------------------------------------------
 
-THINNED = 400  # points of a picture along a hyperparameter; of more runs every n-th is drawn
-
 
 def projects(runs: Runs) -> Answer:
     """What was run: one row per project with `runs`, those of each state, `first` and `last` day, `hours`, if known."""
-
     types = {"state": pl.String, "created_at": pl.Datetime("us", "UTC"), "runtime_seconds": pl.Float64}
     points = take(runs, ["entity", "project", *(c for c in types if c in runs.schema)])
     points = points.with_columns(pl.lit(None, dtype).alias(c) for c, dtype in types.items() if c not in points.columns)
     by = [c for c in ("entity", "project") if c == "project" or points[c].n_unique() > 1]
     created, seconds = pl.col("created_at"), pl.col("runtime_seconds")
-    states = [(pl.col("state") == state).sum().alias(state) for state in STATES if state in points["state"]]
-    days = [created.min().dt.date().alias("first"), created.max().dt.date().alias("last")]
-    hours = pl.when(seconds.count() > 0).then(seconds.sum() / 3600).alias("hours")
-    frame = points.group_by(by).agg(pl.len().alias("runs"), *states, *days, hours)
+    frame = points.group_by(by).agg(
+        pl.len().alias("runs"),
+        *((pl.col("state") == state).sum().alias(state) for state in STATES if state in points["state"]),
+        first=created.min().dt.date(),
+        last=created.max().dt.date(),
+        hours=pl.when(seconds.count() > 0).then(seconds.sum() / 3600),
+    )
     frame = frame.sort("runs", *by, descending=[True, *[False] * len(by)])
-    weeks = points.drop_nulls("created_at").group_by(created.dt.truncate("1w").dt.date().alias("week"), *by).len("runs")
+    weeks = points.drop_nulls("created_at").select(label(by).alias("project"), week=created.dt.truncate("1w").dt.date())
     return Answer(
         f"{points.height} runs, {number(frame['hours'].sum())} hours",
         frame,
         [Column(c, c, key=c in by) for c in frame.columns],
-        draw=(lambda look: draw_weeks(weeks.select("week", "runs", project=label(by)), look)) if weeks.height else None,
+        draw=(lambda look: draw_weeks(weeks, look)) if weeks.height else None,
     )
 
 
-def draw_weeks(weeks: pl.DataFrame, look: Look) -> alt.Chart:
+def draw_weeks(runs: pl.DataFrame, look: Look) -> alt.TopLevelMixin:
     """Runs per week as bars, stacked by project where there are few; the week is that from its Monday on, UTC."""
-
-    few = weeks["project"].n_unique() <= len(COLOURS)
-    frame = weeks.group_by("week", *["project"] * few).agg(pl.col("runs").sum()).sort("week", *["project"] * few)
-    top = pl.col("runs").cum_sum().over("week")
-    frame = frame.with_columns(_until=pl.col("week") + pl.duration(days=6), _top=top, _low=top - pl.col("runs"))
-    x = alt.X("week:T", title="runs per week", scale={"type": "utc"})
-    frame = frame.with_columns(pl.col("week", "_until").cast(pl.String))
-    chart = alt.Chart(frame, width=look.width or 12 * CM, height=look.height or 3 * CM).mark_bar()
-    chart = chart.encode(x, alt.X2("_until"), alt.Y("_low:Q", title="runs"), alt.Y2("_top"), **pointer(frame))
-    if not few:
-        return chart
-    projects = frame["project"].unique().sort().to_list()
-    domain = {"domain": projects, "range": COLOURS}
-    return chart.encode(alt.Color("project:N", scale=domain, legend=legend(look, projects, title=None)))
+    if runs["project"].n_unique() > len(COLOURS):
+        runs = runs.with_columns(project=pl.lit("all"))
+    weeks = runs.group_by("week", "project").len("runs").with_columns(_until=pl.col("week").dt.offset_by("6d"))
+    weeks = weeks.sort("week", "project").with_columns(pl.col("week", "_until").cast(pl.String))
+    projects = weeks["project"].unique().sort().to_list()
+    key = legend(look, projects, title=None) if projects[1:] else None
+    chart = (
+        alt.Chart(weeks)
+        .mark_bar()
+        .encode(
+            alt.X("week:T", title="runs per week", scale={"type": "utc"}),
+            alt.X2("_until"),
+            alt.Y("runs:Q", stack="zero"),
+            alt.Color("project:N", scale={"domain": projects, "range": COLOURS}, legend=key),
+            **pointer(weeks),
+        )
+    )
+    return panelled(look, [""], 12 * CM, 3 * CM, lambda *_: chart)
 
 
 def varied(runs: Runs) -> Answer:
     """What varied: one row per hyperparameter, its `values` with how many runs have each; constants in a note."""
-
     columns = hyperparameters(runs)
     points = with_seed(take(runs, columns), [c for c in columns if is_seed(c)])
     counts = {c: points[c].drop_nulls().value_counts(sort=True) for c in without_labels(points, columns)}
-    varying = [c for c, table in counts.items() if table.height > 1]
     constant = [f"{short(c)}={number(table[c][0])}" for c, table in counts.items() if table.height == 1]
     rows = []
-    for column in distinct_partitions(points, varying):
+    for column in distinct_partitions(points, [c for c, table in counts.items() if table.height > 1]):
         table = counts[column]
         few = table.sort(column) if table.height <= 8 else table.head(6)
         texts = [f"{number(value)} ({n})" for value, n in few.rows()]
-        if more := table.height - few.height:
-            ends = [number(table[column].min()), number(table[column].max())]
-            texts.append(f"{more} more" + (f" from {' to '.join(ends)}" if table[column].dtype.is_numeric() else ""))
+        if table.height > few.height:
+            low, high = number(table[column].min()), number(table[column].max())
+            span = f" from {low} to {high}" if table[column].dtype.is_numeric() else ""
+            texts.append(f"{table.height - few.height} more{span}")
         rows.append((column, table.height, table["count"].sum(), ", ".join(texts)))
     frame = pl.DataFrame(rows, ["column", "distinct", "runs", "values (runs)"], orient="row")
     more = [f"and {len(constant) - 20} more (--schema)"] if constant[20:] else []
@@ -2624,46 +2591,28 @@ def varied(runs: Runs) -> Answer:
     return Answer(f"{frame.height} hyperparameters vary", frame, [Column(c, c) for c in frame.columns], notes)
 
 
-def draw_along(points: pl.DataFrame, column: str, metric: str) -> dict[str, Any]:
-    """The metric of every run along a hyperparameter, and the mean at each of its values, of names the 20 commonest."""
+def draw_along(points: pl.DataFrame, column: str, metric: str, title: str, look: Look) -> alt.TopLevelMixin:
+    """The metric of the runs along a hyperparameter of numbers, and a line through the mean at each of its values."""
+    means = points.group_by(column).agg(pl.col(metric).mean(), pl.len().alias("n")).sort(column)
 
-    frame = points.with_columns(finite(metric)).drop_nulls([column, metric]).sort(column)
-    means = frame.group_by(column, maintain_order=True).agg(pl.col(metric).mean(), pl.len().alias("n"))
-    numbers, title, height = frame[column].dtype.is_numeric(), short(column), 165
-    how: dict[str, object] = {"title": None}
-    if numbers:
-        how["scale"] = scale(Look(), frame, column)
-    else:  # names read better as rows
-        title += f", 20 of {means.height} values" if means.height > 20 else ""
-        means = means.top_k(20, by="n").sort(column)
-        frame, height = frame.filter(pl.col(column).is_in(means[column].implode())), 45 + 15 * means.height
-        middle = "slice(datum.label, 0, 10) + '…' + slice(datum.label, -11)"
-        how["axis"] = {"labelExpr": f"length(datum.label) > 22 ? {middle} : datum.label"}
-    frame, means = (part.gather_every(-(-part.height // THINNED)) for part in (frame, means))
-    across, up = (alt.X, alt.Y) if numbers else (alt.Y, alt.X)
-    value = up(f"{field_of(metric)}:Q", title=short(metric), scale=scale(Look(), frame, metric))
-    chart = alt.Chart().encode(across(f"{field_of(column)}:{'NQ'[numbers]}", **how), value)
-    dots = chart.mark_circle(color=COLOURS[0], opacity=0.5).encode(**pointer(frame)).properties(data=frame)
-    mean = chart.mark_line(point=True, color=COLOURS[1]) if numbers else chart.mark_tick(thickness=3, color=COLOURS[1])
-    size = {"width": 210, "height": height}  # in points, with axes and title
-    fit = alt.AutoSizeParams(type="fit", contains="padding")
-    chart = alt.layer(dots, mean.encode(**pointer(means)).properties(data=means), title=title, autosize=fit, **size)
-    return shown_plainly(chart.to_dict()) | {"config": THEME, "usermeta": size}
+    def drawn(frame: pl.DataFrame) -> alt.Chart:
+        frame = frame.gather_every(-(-frame.height // THINNED)).with_columns(_x=column, _y=metric)
+        x, y = alt.X("_x:Q", **measured(look, short(column), points, column)), measured(look, title, points, metric)
+        return alt.Chart(frame).encode(x, alt.Y("_y:Q", **y), **pointer(frame))
+
+    dots = drawn(points).mark_circle(color=COLOURS[0], opacity=0.5, size=15)
+    chart = alt.layer(dots, drawn(means).mark_line(point={"color": COLOURS[1]}, color=COLOURS[1], strokeWidth=1.5))
+    return panelled(look, [""], 5 * CM, 5 * CM, lambda *_: chart)
 
 
 def validation_metric(runs: Runs, metric: str) -> str:
     """The metric to choose by: `metric` itself if of validation, else such a one of its or a common measure."""
-
-    there = [
-        c for c in runs.schema if re.search("_(?:val|valid|validation|eval|dev)(?:_|$)", c) and kind(c) == "metric"
-    ]
-    if metric in there:
-        return metric
     measures = [metric.rpartition("_")[2], *MEASURES]
-    counts = take(runs, there).select(pl.all().is_finite().sum()).row(0) if there else []
-    found = [c for c, n in zip(there, counts, strict=True) if n and c.rpartition("_")[2] in measures]
-    if found:
-        return min(found, key=lambda c: (measures.index(c.rpartition("_")[2]), len(c)))
+    of = {c: measures.index(c.rpartition("_")[2]) for c in runs.schema if c.rpartition("_")[2] in measures}
+    of = {c: i for c, i in of.items() if re.search("^metric(_.*)?_(val|valid|validation|eval|dev)_", c)}
+    counts = take(runs, of).select(pl.all().is_finite().sum()).row(0, named=True) if of else {}
+    if found := [c for c in of if counts[c] or c == metric]:
+        return min(found, key=lambda c: (c != metric, of[c], len(c)))
     raise Stop(f"no validation metric (val/{measures[0]}, val/loss, ...) has a value. Name one with --best-by.")
 
 
@@ -2681,19 +2630,20 @@ def heard(said: dict[str, None]) -> Iterator[None]:
                 say(notice)
 
 
-def part(answer: Answer | Stop) -> str:
-    """An answer on the page: table, link that saves it, picture; or the word why there is none."""
-
-    if isinstance(answer, Stop):
-        return f"<p>Left out: {html.escape(plain(answer))}</p>\n"
+def part(answer: Answer) -> str:
+    """An answer on the page: table, link that saves it, picture."""
     name = re.sub(r"\W+", "_", answer.title)[:100]
     data = base64.b64encode(unnested(answer.frame).write_csv().encode()).decode()
     link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
-    drawn = figure(answer.title, picture(answer, Look(title=""))[0]) if answer.draw else ""
-    few = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
-    shown = answer if few is None else replace(answer, frame=answer.frame[few])
-    closing = part(answer.closing) if answer.closing else ""
-    return f"<div class=table>{html_table(shown)}</div>\n{link}{drawn}{closing}"
+    rows = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
+    table = html_table(answer if rows is None else replace(answer, frame=answer.frame[rows]))
+    drawn = figure(answer.title, picture(answer.draw, "", Look())[0]) if answer.draw else ""
+    return f"<div class=table>{table}</div>\n{link}{drawn}{part(answer.closing) if answer.closing else ''}"
+
+
+def left_out(stop: Stop) -> str:
+    """The word why a part is not on the page."""
+    return f"<p>Left out: {html.escape(plain(stop))}</p>\n"
 
 
 def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, None]) -> str:
@@ -2702,90 +2652,101 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     `every` are the runs before the filters, `said` the notices so far. What cannot be answered is left out with a word.
     """
 
-    def told(question: Callable[..., Any], *arguments: object) -> Any:
+    def ask(of: Runs | None = None, **options: object) -> Answer:
+        mine = dict.fromkeys(("best_by", "group_by", "rows", "cols", "top")) | {"metric": args.metric or metric}
+        return answer_to(argparse.Namespace(**(vars(args) | mine | options)), of or runs)
+
+    def named(option: str | None, otherwise: Callable[[], str]) -> str | None:
+        with contextlib.nullcontext() if option else contextlib.suppress(Stop):
+            return resolve_metric(directed(option)[0], runs) if option else otherwise()
+
+    def differing(words: str | None, default: str) -> list[str]:
+        columns = resolve_all(words, runs) if words else filter(None, [find(default, runs)])
+        return [c for c in columns if take(runs, [c])[c].n_unique() > 1]
+
+    def comparison() -> str:
+        if metric and not by:
+            raise Stop("no column that tells methods apart differs. Name one with --group-by.")
+        try:
+            choice = {"best_by": args.best_by or validation_metric(runs, metric or default_metric(runs))}
+            answer = ask(**cells, **choice)
+        except Stop as stop:  # then the weaker one
+            if not metric:
+                raise
+            weak = "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
+            return left_out(stop) + weak + part(ask(**cells, pivot=bool(cols)))
+        if not cols:
+            return part(answer)
+        paper = ask(**cells, **choice, pivot=True)
+        notes = [note for note in paper.notes if "--pivot" not in note]
+        return part(replace(paper, notes=notes, draw=None, closing=None)) + part(answer)
+
+    def best() -> str:
+        answer = ask(json=True)  # with every column
+        shown = [column.value for column in answer.columns]
+        config = [c for c in varying.frame["column"] if c not in shown]
+        frame = answer.frame.head(TOP).select(*shown, *config, *(c for c in ("id", "url") if c in answer.frame.columns))
+        columns = [*answer.columns, *(Column(short(c), c) for c in config)]
+        return part(replace(answer, frame=frame, rows=None, columns=columns))
+
+    def matters() -> str:
+        answer, drawn = ask(described, importance=True), ""
+        strongest = answer.frame["column"].head(3).to_list()
+        points = take(runs, [*strongest, metric, *(c for c in ("name", "url") if c in runs.schema)])
+        points = points.with_columns(finite(metric)).drop_nulls(metric)
+        for c in strongest:  # names read better as rows
+            along = functools.partial(draw_along, points.drop_nulls(c), c, metric, spelled(runs, metric))
+            draw = along if points[c].dtype.is_numeric() else ask(group_by=c).draw
+            drawn += figure(f"{metric} along {c}", picture(draw, "", Look(width=COLUMN))[0])
+        if (one_in := -(-points.height // THINNED)) > 1:
+            drawn += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
+        return f"{part(answer)}<div class=row>{drawn}</div>\n"
+
+    def careful() -> str:
+        times = [f"{datetime.fromtimestamp(exported_at(path), UTC):%Y-%m-%d %H:%M}" for path in runs.files]
+        files = pl.DataFrame({"file": list(map(str, runs.files)), "exported (UTC)": times})
+        command = f"<p>Made by <code>{html.escape(plain(shlex.join(sys.argv)))}</code></p>\n"
+        notices = "".join(f"<li>{html.escape(notice)}\n" for notice in said)
+        return (
+            f"<ul>\n{notices}</ul>\n{part(Answer('The files', files, [Column(c, c) for c in files.columns]))}{command}"
+        )
+
+    with heard(said):
+        metric = named(args.metric, lambda: default_metric(runs))
+        select = named(args.best_by, lambda: validation_metric(runs, metric or ""))
+        asked = (metric, select, named(args.at_best, lambda: metric or ""))  # no question needs to read more metrics
+        runs = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if kind(c) != "metric" or c in asked})
+        by, cols = differing(args.group_by or args.rows, "arch"), differing(args.cols, "dataset")
+        cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
+        ignore, only = resolve_globs(args.ignore or "", runs), resolve_globs(args.config or "*", runs)
+        out = {c for c in hyperparameters(runs) if c not in (*by, *cols) and (c in ignore or c not in only)}
+        described = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if c not in out})
+        varying = varied(described)
+    all_states = argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
+    key = select or metric or ""
+    sections = {
+        "What was run": lambda: part(projects(keep(every, all_states))),
+        "What varied": lambda: part(varying),
+        "The comparison": comparison,
+        "The best runs": best,
+        "What matters": matters,
+        "Learning curves": lambda: part(ask(curves=runs.keys.get(key, key), group_by=",".join(by))),
+        "What to be careful about": careful,
+    }
+    body = ""
+    for i, (name, content) in enumerate(sections.items(), 1):
         with heard(said):
             try:
-                return question(*arguments)
+                text = content()
             except Stop as stop:
-                return stop
-
-    def ask(of: Runs | None = None, **options: object) -> Answer | Stop:
-        if isinstance(metric, Stop):
-            return metric
-        mine = dict.fromkeys(("best_by", "group_by", "rows", "cols", "top")) | {"metric": args.metric or metric}
-        return told(answer_to, argparse.Namespace(**(vars(args) | mine | options)), of or runs)
-
-    def differing(words: str) -> list[str]:
-        columns = told(resolve_all, words, runs)
-        return [] if isinstance(columns, Stop) else [c for c in columns if take(runs, [c])[c].n_unique() > 1]
-
-    def named(option: str | None, otherwise: Callable[[], Any]) -> str | Stop:
-        return resolve_metric(directed(option)[0], runs) if option else told(otherwise)
-
-    metric = named(args.metric, lambda: default_metric(runs))
-    select = metric if isinstance(metric, Stop) else named(args.best_by, lambda: validation_metric(runs, metric))
-    asked = (metric, select, named(args.at_best, lambda: metric))  # no question needs to read more metrics
-    runs = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if kind(c) != "metric" or c in asked})
-    all_states = argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
-    by, cols = differing(args.group_by or args.rows or "arch"), differing(args.cols or "dataset")
-    cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
-    choice = {"best_by": args.best_by or select}
-    ignore, only = (resolve_globs(words or default, runs) for words, default in ((args.ignore, ""), (args.config, "*")))
-    out = {c for c in hyperparameters(runs) if c not in (*by, *cols) and (c in ignore or c not in only)}
-    described = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if c not in out})
-
-    if isinstance(metric, Stop) or not by:
-        none = Stop("no column that tells methods apart differs. Name one with --group-by.")
-        comparison = part(metric if isinstance(metric, Stop) else none)
-    else:
-        cell = select if isinstance(select, Stop) else ask(**cells, **choice)
-        comparison = part(cell)
-        if isinstance(cell, Stop):  # then the weaker one
-            comparison += "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
-            comparison += part(ask(**cells, pivot=bool(cols)))
-        elif cols and isinstance(paper := ask(**cells, **choice, pivot=True), Answer):
-            notes = [note for note in paper.notes if "--pivot" not in note]
-            comparison = part(replace(paper, notes=notes, draw=None, closing=None)) + comparison
-
-    varying, best = told(varied, described), ask(json=True)  # with every column
-    if isinstance(best, Answer):
-        first, shown = best.frame.head(TOP), [column.value for column in best.columns]
-        config = [c for c in ([] if isinstance(varying, Stop) else varying.frame["column"]) if c not in shown]
-        first = first.select(*shown, *config, *(c for c in ("id", "url") if c in first.columns))
-        best = replace(best, frame=first, rows=None, columns=[*best.columns, *(Column(short(c), c) for c in config)])
-
-    matters, along = ask(described, importance=True), ""
-    if isinstance(matters, Answer):
-        strongest = matters.frame["column"].head(3).to_list()
-        points = take(runs, [*strongest, metric, *(c for c in ("name", "url") if c in runs.schema)])
-        along = "".join(figure(f"{metric} along {c}", draw_along(points, c, metric)) for c in strongest)
-        if (one_in := -(-points.height // THINNED)) > 1:
-            along += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
-
-    key = metric if isinstance(select, Stop) else select
-    times = [f"{datetime.fromtimestamp(exported_at(path), UTC):%Y-%m-%d %H:%M}" for path in runs.files]
-    files = pl.DataFrame({"file": list(map(str, runs.files)), "exported (UTC)": times})
-    command = f"<p>Made by <code>{html.escape(plain(shlex.join(sys.argv)))}</code></p>\n"
-    sections = {
-        "What was run": part(told(lambda: projects(keep(every, all_states)))),
-        "What varied": part(varying),
-        "The comparison": comparison,
-        "The best runs": part(best),
-        "What matters": f"{part(matters)}<div class=row>{along}</div>\n",
-        "Learning curves": part(ask(curves=runs.keys.get(key, key), group_by=",".join(by))),
-    }
-    careful = "".join(f"<li>{html.escape(notice)}\n" for notice in said)
-    careful = (
-        f"<ul>\n{careful}</ul>\n{part(Answer('The files', files, [Column(c, c) for c in files.columns]))}{command}"
-    )
+                text = left_out(stop)
+        body += f"<section><h2>{i}. {name}</h2>\n{text}</section>\n"
     methods = labels(take(runs, by), by) if by else []
     buttons = "".join(f"<button aria-pressed=false>{html.escape(plain(method))}</button>" for method in methods)
-    whose = take(runs, ["project"])["project"].unique().sort() if "project" in runs.schema else files["file"]
-    title = f"{'Runs' if isinstance(metric, Stop) else runs.keys.get(metric, short(metric))}: {', '.join(whose)}"
-    body = f"<h1>{html.escape(plain(title))}</h1>\n<nav aria-label='Single out a method'>{buttons}</nav>\n<main>\n"
-    for number_, (name, content) in enumerate((sections | {"What to be careful about": careful}).items(), 1):
-        body += f"<section><h2>{number_}. {name}</h2>\n{content}</section>\n"
-    return page(title, f"{body}</main>\n", vl_convert.javascript_bundle() + SCRIPT)
+    of = take(runs, ["project"])["project"].unique().sort() if "project" in runs.schema else map(str, runs.files)
+    title = f"{runs.keys.get(metric, short(metric)) if metric else 'Runs'}: {', '.join(of)}"
+    head = f"<h1>{html.escape(plain(title))}</h1>\n<nav aria-label='Single out a method'>{buttons}</nav>\n"
+    return page(title, f"{head}<main>\n{body}</main>\n", vl_convert.javascript_bundle() + SCRIPT)
 
 
 # The command ----------------------------------------------------------------------------------------------------------
