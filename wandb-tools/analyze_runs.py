@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     import polars as pl
     import vl_convert
 
+    Frames = dict[str, pl.DataFrame]  # by panel
+
 FOLDER = Path("wandb_export")  # where export_runs.py puts its files
 
 # Without --metric, the first of these that has values: test/mse, test/loss, ..., val/mse, ..., and at last mse, ...
@@ -811,7 +813,6 @@ def names(columns: list[str]) -> str:
 
 def history_files(runs: Runs) -> dict[tuple[str, str], Path]:
     """(entity, project) -> its `_history.parquet`, beside the runs or in `FOLDER`; `Stop` if no project has one."""
-
     folders = dict.fromkeys([*(path.parent for path in runs.files), FOLDER])  # an aggregated file may lie elsewhere
     found: dict[tuple[str, str], Path] = {}
     for who in take(runs, ["entity", "project"]).unique(maintain_order=True).rows():
@@ -824,8 +825,7 @@ def history_files(runs: Runs) -> dict[tuple[str, str], Path]:
 
 
 def history_metrics(path: Path, runs: Runs) -> dict[str, str]:
-    """The keys of a history file that are metrics -> the columns that its project's metadata, or their names, say."""
-
+    """Column -> key of the metrics in a history file, as its project's metadata, or the keys' spelling, say."""
     beside = read_keys([path.with_name(path.name.replace("_history.parquet", "_runs.parquet"))])
     own = {key: column for column, key in beside.items() if column.startswith("metric_")}
     found: dict[str, str] = {}
@@ -835,7 +835,7 @@ def history_metrics(path: Path, runs: Runs) -> dict[str, str]:
         metric = dtype.is_numeric() or (column in runs.schema and not dtype.is_nested())
         if metric and not key.startswith("_") and (key in own or column not in own.values()):
             found[column] = key
-    return {key: column for column, key in found.items()}
+    return found
 
 
 def at_best(runs: Runs, word: str, highest: bool) -> Runs:
@@ -848,45 +848,42 @@ def at_best(runs: Runs, word: str, highest: bool) -> Runs:
     The history is scanned for the key at once, for other keys when a question reads their columns; both streaming.
     Raises `Stop` where there is no history, or no run with the key in it.
     """
-
     ids, found, pieces, keys = take(runs, ["entity", "project", "id"]), 0, [], {}
+    step, best = pl.col("_step"), pl.col("best_step")
     for (entity, project), path in history_files(runs).items():
         metrics = history_metrics(path, runs)
-        keys |= {column: key for key, column in metrics.items()}
-        columns = {word, f"metric_{column_name(word)}"} & set(metrics.values())
-        chosen = metrics[word] if word in metrics else next(iter(columns), None)
-        if chosen is None:
+        keys |= metrics
+        chosen = [column for column, key in metrics.items() if key == word]
+        chosen += [column for column in (word, f"metric_{column_name(word)}") if column in metrics]
+        if not chosen:
             continue
-        numbers = {column: pl.col(key).cast(pl.Float64, strict=False) for key, column in metrics.items()}
+        numbers = {column: pl.col(key).cast(pl.Float64, strict=False) for column, key in metrics.items()}
         history = pl.scan_parquet(path, glob=False).select("run_id", "_step", **numbers)
-        step, y = pl.col("_step"), pl.col(chosen)
-        mine = ids.lazy().filter(entity=entity, project=project)
+        y, mine = pl.col(chosen[0]), ids.lazy().filter(entity=entity, project=project)
         points = history.filter(y.is_finite()).join(mine, left_on="run_id", right_on="id", how="semi")
-        # One after the other, for a join of the points with themselves would hold them all.
-        ends = collect(points.group_by("run_id").agg(_y=y.max() if highest else y.min(), _end=step.max()), str(path))
-        points = points.join(ends.lazy(), on="run_id").filter(y == pl.col("_y"))
-        best = collect(points.group_by("run_id").agg(pl.min("_end"), best_step=step.min()), str(path))
-        found += best.height
+        first = step.min_by(pl.struct(-y if highest else y, step))
+        ends = collect(points.group_by("run_id").agg(best_step=first, _end=step.max()), str(path))
+        found += ends.height
 
         at = [pl.min("best_step")]
         for column in numbers:
-            value, this = pl.col(column), pl.col("best_step")
-            usable = ((step < this) & value.is_finite()) | ((step == this) & value.is_not_null())
+            value = pl.col(column)
+            usable = ((step < best) & value.is_finite()) | ((step == best) & value.is_not_null())
             there = value.max_by(pl.when(usable).then(step))
             end = pl.when(value.is_not_null()).then(step).max()
             once = there.is_null() & (value.count() == 1) & (end >= pl.min("_end"))
             at += [pl.when(once).then(value.max()).otherwise(there).alias(column), once.alias(f"{column} kept")]
-        values = history.join(best.lazy(), on="run_id").group_by("run_id").agg(at)
+        values = history.join(ends.lazy(), on="run_id").group_by("run_id").agg(at)
         summary = runs.frame.filter(entity=entity, project=project).drop(*numbers, "best_step", strict=False)
         others = [c for c in runs.schema if c.startswith("metric_") and c not in numbers]
         summary = summary.with_columns(pl.col(c).is_not_null().alias(f"{c} kept") for c in others)
         pieces.append(summary.join(values, left_on="id", right_on="run_id", maintain_order="left"))
-    order = "highest" if highest else "lowest"
     if not pieces:
         raise Stop(f"there is no {word!r} in the history.{nearest(word, keys.values())}")
     if not found:
         raise Stop(f"no run has a finite {word} in the history. Choose another key for --at-best.", 1)
     lacking = f"; {ids.height - found} of {ids.height} runs have none in the history: left out"
+    order = "highest" if highest else "lowest"
     say(f"Metrics at the step of each run's {order} {word}{lacking if found < ids.height else ''}")
     if "test" in word.lower():
         say(f"warning: {word} looks like a test metric: a step chosen by it makes what is reported optimistic. Choose")
@@ -898,14 +895,12 @@ def at_best(runs: Runs, word: str, highest: bool) -> Runs:
 
 def say_kept(runs: Runs, metrics: Iterable[str]) -> None:
     """With --at-best, say in how many runs the `metrics` of a question are still those of the summary."""
-
-    if "best_step" in runs.schema:
-        there = runs.frame.collect_schema()
-        flags = {metric: pl.col(f"{metric} kept").sum() for metric in metrics if f"{metric} kept" in there}
-        counts = collect(runs.frame.select(pl.len().alias("runs"), **flags), "the history").row(0, named=True)
-        for metric in filter(counts.get, flags):
-            of = f"{counts[metric]} of {counts['runs']} runs"
-            say(f"{metric}: logged after training only, or in no history, in {of}; there the summary's value stands")
+    there = runs.frame.collect_schema() if "best_step" in runs.schema else {}
+    flags = {metric: pl.col(f"{metric} kept").sum() for metric in metrics if f"{metric} kept" in there}
+    counts = collect(runs.frame.select(pl.len(), **flags), "the history").row(0, named=True) if flags else {}
+    for metric in filter(counts.get, flags):
+        of = f"{counts[metric]} of {counts['len']} runs"
+        say(f"{metric}: logged after training only, or in no history, in {of}; there the summary's value stands")
 
 
 # Top runs -------------------------------------------------------------------------------------------------------------
@@ -2030,7 +2025,7 @@ h2 { font-size: 1.2em; margin: 2em 0 .5em; border-bottom: 2px solid } a { color:
 .table, figure { overflow-x: auto; margin: .5em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em }
 .sized { zoom: 1.2 } .sized svg { width: 100%; height: auto }
 .table p { margin: 0 } .vega-actions a { margin-right: 1em; font-size: 12px } code { overflow-wrap: anywhere }
-.number { text-align: right; white-space: nowrap }
+.number { text-align: right; white-space: nowrap } td:last-child:not(.number) { min-width: 18em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .5em }
 th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 th button { all: unset; cursor: pointer } :focus-visible { outline: 2px solid var(--link) !important }
@@ -2121,27 +2116,20 @@ def page(title: str, body: str, script: str = "") -> str:
 
 
 def html_table(answer: Answer) -> str:
-    """Title, shown table and notes as a part of a page; the best in bold."""
+    """Title, shown table and notes as a part of a page; the best in bold, a run's name with a link to W&B."""
     head, rows = typeset(answer, html.escape, "<b>%</b>")
     kinds = ["" if left_aligned(answer, column) else " class=number" for column in answer.columns]
-    shown = [column.value for column in answer.columns]
-    if "url" in answer.frame.columns and "name" in shown:
-        at = shown.index("name")
-        urls = [url if re.match("https?://", url or "") else "" for url in answer.frame["url"]]
-        links = [
-            f'<a href="{html.escape(url)}">{row[at]}</a>' if url else row[at]
-            for url, row in zip(urls, rows, strict=True)
-        ]
-        rows = [(*row[:at], link, *row[at + 1 :]) for row, link in zip(rows, links, strict=True)]
-
-    def line(tag: str, texts: Iterable[str]) -> str:
-        scope = " scope=col" if tag == "th" else ""
-        return "<tr>" + "".join(f"<{tag}{scope}{kind}>{text}" for kind, text in zip(kinds, texts, strict=True)) + "\n"
-
+    names = [column.value == "name" for column in answer.columns]
+    urls = answer.frame["url"] if "url" in answer.frame.columns else [None] * len(rows)
+    body = ""
+    for row, url in zip(rows, urls, strict=True):
+        link = f'<a href="{html.escape(url)}">' if re.match("https?://", url or "") else ""
+        texts = [f"{link}{text}</a>" if link and name else text for text, name in zip(row, names, strict=True)]
+        body += "<tr>" + "".join(f"<td{kind}>{text}" for kind, text in zip(kinds, texts, strict=True)) + "\n"
+    heads = "".join(f"<th scope=col{kind}>{text}" for kind, text in zip(kinds, head, strict=True))
     notes = "".join(f"<p>{html.escape(plain(note))}</p>\n" for note in answer.notes)
-    body = "".join(line("td", row) for row in rows)
-    title = html.escape(plain(answer.title))
-    return f"<h3>{title}</h3>\n<table>\n<thead>{line('th', head)}</thead>\n<tbody>\n{body}</tbody></table>\n{notes}"
+    title = f"<h3>{html.escape(plain(answer.title))}</h3>"
+    return f"{title}\n<table>\n<thead><tr>{heads}\n</thead>\n<tbody>\n{body}</tbody></table>\n{notes}"
 
 
 def as_html(answer: Answer) -> str:
@@ -2231,11 +2219,6 @@ def measured(look: Look, title: str | None, frame: pl.DataFrame, *columns: str, 
     return {"title": title, "scale": {"type": "linear", "zero": False}, "axis": alt.Axis(tickCount=ticks)}
 
 
-def floored(low: pl.Expr, axis: dict[str, Any], floor: pl.Expr) -> pl.Expr:
-    """The lower end of an interval, which on a logarithmic axis ends at `floor` where it would be negative."""
-    return low.clip(floor) if axis["scale"]["type"] == "log" else low
-
-
 def legend(look: Look, texts: Sequence[str], **how: object) -> alt.Legend:
     """A legend below the picture with as many columns as its width has room for, so that no text is cut."""
     room = (look.width or 6 * CM) * 1.2 / (4.5 * max(map(len, texts)) + 24)
@@ -2251,25 +2234,19 @@ def panelled(
     """
     beside = next(most for most, upto in ((1, 1), (2, 2), (3, 6), (4, 12), (5, len(names))) if len(names) <= upto)
     below = -(-len(names) // beside)
-    size = {
-        "width": look.width / beside if look.width else width,
-        "height": look.height / below if look.height else height,
-    }
-    charts = [panel(name, *size.values(), i % beside == 0).properties(**size) for i, name in enumerate(names)]
+    all_of_them = {"width": look.width or width * beside, "height": look.height or height * below}
+    width, height = all_of_them["width"] / beside, all_of_them["height"] / below
+    charts = [panel(name, width, height, i % beside == 0) for i, name in enumerate(names)]
+    charts = [chart.properties(width=width, height=height) for chart in charts]
     if names[1:]:
-        titles = [alt.Title(name, fontSize=8, anchor="middle") for name in names]
-        charts = [chart.properties(title=title) for chart, title in zip(charts, titles, strict=True)]
+        for chart, name in zip(charts, names, strict=True):
+            chart.title = alt.Title(name, fontSize=8, anchor="middle")
         charts = [alt.concat(*charts, columns=beside, spacing=8, align="each")]
-    return charts[0].properties(usermeta={"width": size["width"] * beside, "height": size["height"] * below})
+    return charts[0].properties(usermeta=all_of_them)
 
 
 def draw_rows(
-    look: Look,
-    panels: dict[str, pl.DataFrame],
-    rows: list[str],
-    titles: tuple[str, str],
-    colours: dict[str, str],
-    runs: dict[str, pl.DataFrame] | None = None,
+    look: Look, panels: Frames, rows: list[str], titles: tuple[str, str], colours: dict[str, str], runs: Frames | None
 ) -> alt.TopLevelMixin:
     """A dot plot: a panel per frame, a dot per row of it at `_x`, coloured by `_what`, a diamond if `_best`.
 
@@ -2286,28 +2263,26 @@ def draw_rows(
         frame, each = panels[name].filter(pl.col("_row").is_in(shown)), height / len(shown)
         ends = [column for column in ("_x", "min", "max") if column in frame.columns]
         axis = measured(look, None if several else titles[1], frame, *ends, ticks=3 if several else 5)
-        if "_low" in frame.columns:
-            frame = frame.with_columns(floored(pl.col("_low"), axis, pl.min("min")))
+        x = functools.partial(alt.X, type="quantitative", **axis)
+        if "_low" in frame.columns and axis["scale"]["type"] == "log":
+            frame = frame.with_columns(pl.col("_low").clip(pl.min("min")))  # what is negative has no place
         labels = alt.Axis(labelFontSize=min(7.5, 0.95 * each), labels=left, grid=True)
         row = alt.Y("_row:N", scale={"domain": shown}, title=(of or None) if left else None, axis=labels)
         chart = alt.Chart(frame).encode(row, **pointer(frame))
-
-        def at(start: str, end: str | None = None) -> dict[str, object]:
-            return {"x": alt.X(f"{start}:Q", **axis)} | ({"x2": alt.X2(end)} if end else {})
-
         size, layers = min(60.0, 3 * each), []
         if "min" in frame.columns and look.band:
-            layers.append(chart.mark_rule(strokeWidth=size / 8, color=GREY, opacity=0.6).encode(**at("min", "max")))
-            layers.append(chart.mark_tick(thickness=2, size=size / 3, color="#888").encode(**at("median")))
+            span = chart.mark_rule(strokeWidth=size / 8, color=GREY, opacity=0.6)
+            layers.append(span.encode(x("min"), alt.X2("max")))
+            layers.append(chart.mark_tick(thickness=2, size=size / 3, color="#888").encode(x("median")))
         if runs:
             run = alt.Chart(runs[name]).mark_circle(size=size / 3, opacity=0.6, color=COLOURS[0])
             across = alt.YOffset("_y:Q", scale={"domain": [-1, 1]})
-            layers.append(run.encode(row, across, **at("_x"), **pointer(runs[name])))
+            layers.append(run.encode(x("_x"), row, across, **pointer(runs[name])))
         shape = alt.condition("datum._best", alt.value("diamond"), alt.value("diamond" if runs else "circle"))
         area = alt.condition("datum._best", alt.value(1.6 * size), alt.value(size))
-        layers.append(chart.mark_point(filled=True, opacity=1).encode(colour, shape=shape, size=area, **at("_x")))
+        layers.append(chart.mark_point(filled=True, opacity=1).encode(x("_x"), colour, shape=shape, size=area))
         if "_low" in frame.columns:
-            layers.append(chart.mark_rule(color=COLOURS[-1]).encode(**at("_low", "_high")))
+            layers.append(chart.mark_rule(color=COLOURS[-1]).encode(x("_low"), alt.X2("_high")))
         return alt.layer(*layers)
 
     return panelled(look, list(panels), (4 if several else 5.5) * CM, (24 if runs else 15) * len(shown), panel)
@@ -2321,7 +2296,7 @@ def draw_top(frame: pl.DataFrame, metric: str, title: str, look: Look) -> alt.To
     frame = frame.with_columns(pl.Series("_row", rows), _x=metric, _best=pl.col("#") == 1, _what=what)
     archs = frame["_what"].unique().sort().to_list()
     colours = dict(zip(archs, COLOURS if len(archs) <= len(COLOURS) else COLOURS[:1] * len(archs), strict=False))
-    return draw_rows(look, {"": frame}, rows, ("", title), colours)
+    return draw_rows(look, {"": frame}, rows, ("", title), colours, None)
 
 
 def draw_groups(
@@ -2339,8 +2314,8 @@ def draw_groups(
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
         spread = (pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5
         runs[title] = known.with_columns(_x=metric, _y=spread)
-    colours = {"best": COLOURS[1], "other": COLOURS[-1]}
-    return draw_rows(look, means, order, (names(by), titles[0]), colours, runs)
+    titled = names(by), titles[0]
+    return draw_rows(look, means, order, titled, {"best": COLOURS[1], "other": COLOURS[-1]}, runs)
 
 
 def draw_best(
@@ -2367,7 +2342,7 @@ def draw_best(
     )
     order = frame.group_by("_row", maintain_order=True).agg(rank.mean()).sort("_rank", maintain_order=True)
     panels = {name: frame.filter(_col=name) for name in (labels(chosen, cols) if split else [""])}
-    return draw_rows(look, panels, order["_row"].to_list(), (names(rows or cols), title), colours)
+    return draw_rows(look, panels, order["_row"].to_list(), (names(rows or cols), title), colours, None)
 
 
 def draw_pivot(
@@ -2390,13 +2365,12 @@ def draw_pivot(
         each, high = width / len(across), height / len(down)
         values = frame.select("_near", "mean", "std", "n").rows()
         texts = ["≈ " * near + (number(m) if std is None else with_error(m, std)) for near, m, std, _ in values]
+        lines = [[text, f"n={n}"] for text, (*_, n) in zip(texts, values, strict=True)]
         if each < 3.9 * max(map(len, texts)):  # not in one line that can be read: the std goes below, in place of n
-            texts = [text.replace("(", "").replace(" ± ", "|± ") for text in texts]
-        else:
-            texts = [f"{text}|n={n}" for text, (*_, n) in zip(texts, values, strict=True)]
-        size = min(8.0, each / (0.56 * max(len(line) for text in texts for line in text.split("|"))))
-        if (two := high > 2.2 * size) is False:
-            texts = [text.partition("|")[0] for text in texts]
+            lines = [text.replace("(", "").replace(" ± ", "|± ").split("|") for text in texts]
+        size = min(8.0, each / (0.56 * max(len(line) for cell in lines for line in cell)))
+        two = high > 2.2 * size
+        texts = ["|".join(cell[: 1 + two]) for cell in lines]
         top = {"orient": "top", "labelAngle": 0 if each > 60 else -40, "labelOverlap": False}
         cell = alt.Chart(frame.with_columns(pl.Series("_text", texts, pl.String))).encode(
             alt.X("_col:N", sort=across, title=names(cols), axis=top), alt.Y("_row:N", sort=down, title=names(rows))
@@ -2404,8 +2378,8 @@ def draw_pivot(
         shade = alt.Color("mean:Q", title=title, scale=scale, legend=bar)
         best = cell.transform_filter("datum._best").mark_rect(filled=False, stroke=COLOURS[-1], strokeWidth=1.2)
         weight = alt.expr("datum._best ? 'bold' : 'normal'")
-        lines = {"lineBreak": "|", "lineHeight": 1.2 * size, "dy": -0.6 * size if two else 0}
-        words = cell.mark_text(fontSize=size, fontWeight=weight, color=alt.expr(INK), **lines).encode(text="_text:N")
+        type_ = {"fontSize": size, "lineBreak": "|", "lineHeight": 1.2 * size, "dy": -0.6 * size * two}
+        words = cell.mark_text(fontWeight=weight, color=alt.expr(INK), **type_).encode(text="_text:N")
         layers = [cell.mark_rect(stroke="white").encode(shade, **pointer(frame)), best, words]
         return alt.layer(*layers[: 2 + (size >= 3.5)])
 
@@ -2420,7 +2394,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look
     mean, std, axis = pl.col("mean"), pl.col("std"), measured(look, title, stats, "mean")
     frame = labelled(labelled(stats, by, "group"), groups[-1:], "_col").sort("_x")
     frame = frame.select("mean", "std", "n", "group", "_col", x="_x", _low=mean - std, _high=mean + std)
-    frame = frame.with_columns(floored(pl.col("_low"), axis, mean.min()))
+    if axis["scale"]["type"] == "log":
+        frame = frame.with_columns(pl.col("_low").clip(mean.min()))
     few = len(lines) <= len(COLOURS)
     key = legend(look, lines, title=names(by), symbolType="stroke", symbolSize=200) if lines[1:] else None
     colour = alt.Color("group:N", scale={"domain": lines, "range": COLOURS}, legend=key)
@@ -2436,9 +2411,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look
         line = chart.mark_line(strokeWidth=1.5).encode(alt.Y("mean:Q", **labelled_y), dash, **pointer(frame))
         return alt.layer(band, line) if look.band and few else alt.layer(line)  # more bands would hide the lines
 
-    size = (6 if few else 12) * CM, 4.5 * CM
-    made = panelled(look, panels, *(size if not panels[1:] else (4 * CM, 3.2 * CM)), panel)
-    return made.resolve_scale(x="shared", y="shared")
+    width, height = (4, 3.2) if panels[1:] else (6 if few else 12, 4.5)
+    return panelled(look, panels, width * CM, height * CM, panel).resolve_scale(x="shared", y="shared")
 
 
 def shown_plainly(spec: Any) -> Any:
@@ -2538,35 +2512,18 @@ def projects(runs: Runs) -> Answer:
         hours=pl.when(seconds.count() > 0).then(seconds.sum() / 3600),
     )
     frame = frame.sort("runs", *by, descending=[True, *[False] * len(by)])
-    weeks = points.drop_nulls("created_at").select(label(by).alias("project"), week=created.dt.truncate("1w").dt.date())
-    return Answer(
-        f"{points.height} runs, {number(frame['hours'].sum())} hours",
-        frame,
-        [Column(c, c, key=c in by) for c in frame.columns],
-        draw=(lambda look: draw_weeks(weeks, look)) if weeks.height else None,
-    )
+    monday = created.drop_nulls().dt.truncate("1w").dt.date()
+    weeks = points.select(monday.alias("week"), monday.dt.offset_by("6d").alias("until")).cast(pl.String)
 
+    def draw(look: Look) -> alt.TopLevelMixin:
+        week = alt.X("week:T", title="runs per week", scale={"type": "utc"})
+        across = {"x": week, "x2": alt.X2("until"), "tooltip": ["week:N", "count()"]}
+        bars = alt.Chart(weeks).mark_bar(orient="vertical").encode(alt.Y("count()", title="runs"), **across)
+        return panelled(look, [""], 12 * CM, 3 * CM, lambda *_: bars)
 
-def draw_weeks(runs: pl.DataFrame, look: Look) -> alt.TopLevelMixin:
-    """Runs per week as bars, stacked by project where there are few; the week is that from its Monday on, UTC."""
-    if runs["project"].n_unique() > len(COLOURS):
-        runs = runs.with_columns(project=pl.lit("all"))
-    weeks = runs.group_by("week", "project").len("runs").with_columns(_until=pl.col("week").dt.offset_by("6d"))
-    weeks = weeks.sort("week", "project").with_columns(pl.col("week", "_until").cast(pl.String))
-    projects = weeks["project"].unique().sort().to_list()
-    key = legend(look, projects, title=None) if projects[1:] else None
-    chart = (
-        alt.Chart(weeks)
-        .mark_bar()
-        .encode(
-            alt.X("week:T", title="runs per week", scale={"type": "utc"}),
-            alt.X2("_until"),
-            alt.Y("runs:Q", stack="zero"),
-            alt.Color("project:N", scale={"domain": projects, "range": COLOURS}, legend=key),
-            **pointer(weeks),
-        )
-    )
-    return panelled(look, [""], 12 * CM, 3 * CM, lambda *_: chart)
+    title = f"{points.height} runs, {number(frame['hours'].sum())} hours"
+    columns = [Column(c, c, key=c in by) for c in frame.columns]
+    return Answer(title, frame, columns, draw=draw if weeks.height else None)
 
 
 def varied(runs: Runs) -> Answer:
@@ -2617,21 +2574,25 @@ def validation_metric(runs: Runs, metric: str) -> str:
 
 
 @contextlib.contextmanager
-def heard(said: dict[str, None]) -> Iterator[None]:
-    """Add the notices that are said meanwhile to `said`; each is also printed, the first time."""
+def heard() -> Iterator[Callable[[], list[str]]]:
+    """Hold back what is said; yields a function that lists the notices so far, each once. At the end they are said."""
     caught = io.StringIO()
+
+    def notices() -> list[str]:
+        return list(dict.fromkeys(re.sub(r"\n {3,}", " ", caught.getvalue()).splitlines()))
+
     try:
         with contextlib.redirect_stderr(caught):
-            yield
+            yield notices
     finally:
-        for notice in re.sub(r"\n {3,}", " ", caught.getvalue()).splitlines():
-            if notice not in said:
-                said[notice] = None
-                say(notice)
+        for notice in notices():
+            say(notice)
 
 
-def part(answer: Answer) -> str:
-    """An answer on the page: table, link that saves it, picture."""
+def part(answer: Answer | Stop) -> str:
+    """An answer on the page: table, link that saves it, picture; or the word why there is none."""
+    if isinstance(answer, Stop):
+        return f"<p>Left out: {html.escape(plain(answer))}</p>\n"
     name = re.sub(r"\W+", "_", answer.title)[:100]
     data = base64.b64encode(unnested(answer.frame).write_csv().encode()).decode()
     link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
@@ -2641,15 +2602,10 @@ def part(answer: Answer) -> str:
     return f"<div class=table>{table}</div>\n{link}{drawn}{part(answer.closing) if answer.closing else ''}"
 
 
-def left_out(stop: Stop) -> str:
-    """The word why a part is not on the page."""
-    return f"<p>Left out: {html.escape(plain(stop))}</p>\n"
-
-
-def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, None]) -> str:
+def report(every: Runs, runs: Runs, args: argparse.Namespace, said: Callable[[], list[str]]) -> str:
     """The page of --report: every question about `runs`, asked as the command line asks it, and laid out.
 
-    `every` are the runs before the filters, `said` the notices so far. What cannot be answered is left out with a word.
+    `every` are the runs before the filters, `said` lists the notices. What cannot be answered is left out with a word.
     """
 
     def ask(of: Runs | None = None, **options: object) -> Answer:
@@ -2674,7 +2630,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
             if not metric:
                 raise
             weak = "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
-            return left_out(stop) + weak + part(ask(**cells, pivot=bool(cols)))
+            return part(stop) + weak + part(ask(**cells, pivot=bool(cols)))
         if not cols:
             return part(answer)
         paper = ask(**cells, **choice, pivot=True)
@@ -2706,22 +2662,20 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
         times = [f"{datetime.fromtimestamp(exported_at(path), UTC):%Y-%m-%d %H:%M}" for path in runs.files]
         files = pl.DataFrame({"file": list(map(str, runs.files)), "exported (UTC)": times})
         command = f"<p>Made by <code>{html.escape(plain(shlex.join(sys.argv)))}</code></p>\n"
-        notices = "".join(f"<li>{html.escape(notice)}\n" for notice in said)
-        return (
-            f"<ul>\n{notices}</ul>\n{part(Answer('The files', files, [Column(c, c) for c in files.columns]))}{command}"
-        )
+        notices = "".join(f"<li>{html.escape(notice)}\n" for notice in said())
+        table = Answer("The files", files, [Column(c, c) for c in files.columns])
+        return f"<ul>\n{notices}</ul>\n{part(table)}{command}"
 
-    with heard(said):
-        metric = named(args.metric, lambda: default_metric(runs))
-        select = named(args.best_by, lambda: validation_metric(runs, metric or ""))
-        asked = (metric, select, named(args.at_best, lambda: metric or ""))  # no question needs to read more metrics
-        runs = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if kind(c) != "metric" or c in asked})
-        by, cols = differing(args.group_by or args.rows, "arch"), differing(args.cols, "dataset")
-        cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
-        ignore, only = resolve_globs(args.ignore or "", runs), resolve_globs(args.config or "*", runs)
-        out = {c for c in hyperparameters(runs) if c not in (*by, *cols) and (c in ignore or c not in only)}
-        described = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if c not in out})
-        varying = varied(described)
+    metric = named(args.metric, lambda: default_metric(runs))
+    select = named(args.best_by, lambda: validation_metric(runs, metric or ""))
+    asked = (metric, select, named(args.at_best, lambda: metric or ""))  # no question needs to read more metrics
+    runs = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if kind(c) != "metric" or c in asked})
+    by, cols = differing(args.group_by or args.rows, "arch"), differing(args.cols, "dataset")
+    cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
+    ignore, only = resolve_globs(args.ignore or "", runs), resolve_globs(args.config or "*", runs)
+    out = {c for c in hyperparameters(runs) if c not in (*by, *cols) and (c in ignore or c not in only)}
+    described = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if c not in out})
+    varying = varied(described)
     all_states = argparse.Namespace(**(vars(args) | {"state": ["all"], "protocol": args.protocol or "all"}))
     key = select or metric or ""
     sections = {
@@ -2735,11 +2689,10 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: dict[str, No
     }
     body = ""
     for i, (name, content) in enumerate(sections.items(), 1):
-        with heard(said):
-            try:
-                text = content()
-            except Stop as stop:
-                text = left_out(stop)
+        try:
+            text = content()
+        except Stop as stop:
+            text = part(stop)
         body += f"<section><h2>{i}. {name}</h2>\n{text}</section>\n"
     methods = labels(take(runs, by), by) if by else []
     buttons = "".join(f"<button aria-pressed=false>{html.escape(plain(method))}</button>" for method in methods)
@@ -2947,13 +2900,13 @@ def main() -> int:
     check(args, made)
     if args.output and args.output == args.plot:
         made.error("-o and --plot name the same file")
-    said: dict[str, None] = {}
-    with heard(said) if args.report else contextlib.nullcontext():
-        every = read(find_files(args.input))
-        runs = questioned(every, args)
     if args.report:
-        write(args.report, report(every, runs, args, said).encode())
-        return 1 if runs.damaged else 0
+        with heard() as said:
+            every = read(find_files(args.input))
+            text = report(every, questioned(every, args), args, said)
+        write(args.report, text.encode())
+        return 1 if every.damaged else 0
+    runs = questioned(read(find_files(args.input)), args)
     if args.output and args.output.resolve() in [path.resolve() for path in runs.files]:
         raise Stop(f"{args.output} is read from, and would be overwritten. Choose another -o.")
     answer = answer_to(args, runs)
