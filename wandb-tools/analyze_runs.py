@@ -2080,9 +2080,7 @@ function value(text) {
   const found = /^[[(]?(-?[\\d.]+(?:e[+-]?\\d+)?)(?:[^)]*\\)(e[+-]?\\d+))?(?![-\\w])/.exec(text);
   return found ? Number(found[1] + (found[2] ?? "")) : text;
 }
-function order(a, b) {
-  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
-}
+const order = (a, b) => isFinite(a) && isFinite(b) ? a - b : `${a}`.localeCompare(b);
 for (const head of document.querySelectorAll("thead th")) {
   const button = document.createElement("button"), body = head.closest("table").tBodies[0];
   button.append(...head.childNodes);
@@ -2310,12 +2308,14 @@ def draw_groups(
         best = pl.col("_row") == order[0]
         what = pl.when(best).then(pl.lit("best")).otherwise(pl.lit("other"))
         means[title] = known.group_by("_row").agg(summary(metric)).with_columns(_x="mean", _best=best, _what=what)
-        known = known.filter(pl.col("_row").is_in(order[:MOST])).gather_every(-(-known.height // THINNED))
+        every = -(-known.height // THINNED)
+        known = known.filter(pl.col("_row").is_in(order[:MOST])).gather_every(every)
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
         spread = (pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5
         runs[title] = known.with_columns(_x=metric, _y=spread)
-    titled = names(by), titles[0]
-    return draw_rows(look, means, order, titled, {"best": COLOURS[1], "other": COLOURS[-1]}, runs)
+    down = names(by) + (f", one in {every} runs drawn" if every > 1 else "")
+    colours = {"best": COLOURS[1], "other": COLOURS[-1]}
+    return draw_rows(look, means, order, (down, titles[0]), colours, runs)
 
 
 def draw_best(
@@ -2333,13 +2333,9 @@ def draw_best(
     frame = labelled(frame, cols, "_col") if split else frame.with_columns(_col=pl.lit(""))
     frame = frame.with_columns(mean.rank("min", descending=descending).over("_col").alias("_rank"))
     near = pl.when("not_told_apart").then(pl.lit(what[1])).otherwise(pl.lit(what[2]))
-    frame = frame.with_columns(
-        _x=mean,
-        _best=rank == 1,
-        _what=pl.when(rank == 1).then(pl.lit(what[0])).otherwise(near),
-        _low=pl.col("ci_low").fill_null(mean),
-        _high=pl.col("ci_high").fill_null(mean),
-    )
+    low, high = (pl.col(end).fill_null(mean) for end in ("ci_low", "ci_high"))
+    which = pl.when(rank == 1).then(pl.lit(what[0])).otherwise(near)
+    frame = frame.with_columns(_x=mean, _best=rank == 1, _what=which, _low=low, _high=high)
     order = frame.group_by("_row", maintain_order=True).agg(rank.mean()).sort("_rank", maintain_order=True)
     panels = {name: frame.filter(_col=name) for name in (labels(chosen, cols) if split else [""])}
     return draw_rows(look, panels, order["_row"].to_list(), (names(rows or cols), title), colours, None)
@@ -2377,9 +2373,8 @@ def draw_pivot(
         )
         shade = alt.Color("mean:Q", title=title, scale=scale, legend=bar)
         best = cell.transform_filter("datum._best").mark_rect(filled=False, stroke=COLOURS[-1], strokeWidth=1.2)
-        weight = alt.expr("datum._best ? 'bold' : 'normal'")
-        type_ = {"fontSize": size, "lineBreak": "|", "lineHeight": 1.2 * size, "dy": -0.6 * size * two}
-        words = cell.mark_text(fontWeight=weight, color=alt.expr(INK), **type_).encode(text="_text:N")
+        ink = {"color": alt.expr(INK), "fontWeight": alt.expr("datum._best ? 'bold' : 'normal'"), "fontSize": size}
+        words = cell.mark_text(**ink, lineBreak="|", lineHeight=1.2 * size, dy=-0.6 * size * two).encode(text="_text:N")
         layers = [cell.mark_rect(stroke="white").encode(shade, **pointer(frame)), best, words]
         return alt.layer(*layers[: 2 + (size >= 3.5)])
 
@@ -2392,8 +2387,8 @@ def draw_curves(stats: pl.DataFrame, groups: list[str], x: str, title: str, look
     if len(lines) > 2 * len(COLOURS) and groups[1:]:
         by, panels, lines = groups[:-1], labels(stats, groups[-1:]), labels(stats, groups[:-1])
     mean, std, axis = pl.col("mean"), pl.col("std"), measured(look, title, stats, "mean")
-    frame = labelled(labelled(stats, by, "group"), groups[-1:], "_col").sort("_x")
-    frame = frame.select("mean", "std", "n", "group", "_col", x="_x", _low=mean - std, _high=mean + std)
+    frame = labelled(labelled(stats, by, "_line"), groups[-1:], "_col").sort("_x")
+    frame = frame.select("mean", "std", "n", "_col", x="_x", group="_line", _low=mean - std, _high=mean + std)
     if axis["scale"]["type"] == "log":
         frame = frame.with_columns(pl.col("_low").clip(mean.min()))
     few = len(lines) <= len(COLOURS)
@@ -2449,26 +2444,24 @@ def picture(draw: Callable[[Look], alt.TopLevelMixin], title: str, look: Look) -
     fits a column or needs the page, and again into the room that they leave. `usermeta` holds the width in points.
     """
     alt.data_transformers.disable_max_rows()
-
-    def drawn(width: float | None, height: float | None, room: float) -> tuple[dict[str, Any], str, float, float]:
-        chart = draw(replace(look, width=width, height=height))
+    width = height = within = across = None  # in points, wanted of all and of what the axes frame
+    for _ in range(4):
+        room = width or PAGE * CM
+        chart = draw(replace(look, width=across, height=within))
         if title:
             lines = textwrap.wrap(plain(title), int(room / 4.9))
             chart = chart.properties(title=alt.Title(lines, anchor="start", frame="bounds", offset=8))
         theme = THEME | {"axis": THEME["axis"] | {"labelLimit": 0.45 * room}}
         spec = shown_plainly(chart.to_dict()) | {"config": theme}
         svg = vl_convert.vegalite_to_svg(spec)
-        return spec, svg, *map(float, SIZE.search(svg).groups())
-
-    spec, svg, wide, high = drawn(None, None, PAGE * CM)
-    width = CM * (look.width or (COLUMN if wide <= COLUMN * CM else PAGE))
-    height = CM * look.height if look.height else TALLEST * CM if high > TALLEST * CM else None
-    for _ in range(3):
-        if abs(wide - width) < 2 and (height is None or abs(high - height) < 2):
+        wide, high = map(float, SIZE.search(svg).groups())
+        if width is None:
+            width = CM * (look.width or (COLUMN if wide <= COLUMN * CM else PAGE))
+            height = CM * look.height if look.height else TALLEST * CM if high > TALLEST * CM else None
+        if abs(wide - width) < 2 and abs(high - (height or high)) < 2:
             break
-        inner = spec["usermeta"]
-        taller = height and max(20.0, inner["height"] + height - high)
-        spec, svg, wide, high = drawn(max(30.0, inner["width"] + width - wide), taller, width)
+        across = max(30.0, spec["usermeta"]["width"] + width - wide)
+        within = height and max(20.0, spec["usermeta"]["height"] + height - high)
     return spec | {"usermeta": {"width": wide}}, svg
 
 
@@ -2504,21 +2497,21 @@ def projects(runs: Runs) -> Answer:
     points = points.with_columns(pl.lit(None, dtype).alias(c) for c, dtype in types.items() if c not in points.columns)
     by = [c for c in ("entity", "project") if c == "project" or points[c].n_unique() > 1]
     created, seconds = pl.col("created_at"), pl.col("runtime_seconds")
-    frame = points.group_by(by).agg(
-        pl.len().alias("runs"),
-        *((pl.col("state") == state).sum().alias(state) for state in STATES if state in points["state"]),
-        first=created.min().dt.date(),
-        last=created.max().dt.date(),
-        hours=pl.when(seconds.count() > 0).then(seconds.sum() / 3600),
-    )
+    states = [(pl.col("state") == state).sum().alias(state) for state in STATES if state in points["state"]]
+    days = {"first": created.min().dt.date(), "last": created.max().dt.date()}
+    hours = pl.when(seconds.count() > 0).then(seconds.sum() / 3600)
+    frame = points.group_by(by).agg(pl.len().alias("runs"), *states, **days, hours=hours)
     frame = frame.sort("runs", *by, descending=[True, *[False] * len(by)])
-    monday = created.drop_nulls().dt.truncate("1w").dt.date()
-    weeks = points.select(monday.alias("week"), monday.dt.offset_by("6d").alias("until")).cast(pl.String)
+    monday = created.dt.truncate("1w").dt.date()
+    weeks = points.drop_nulls("created_at").select(week=monday, until=monday.dt.offset_by("6d"), project=label(by))
 
     def draw(look: Look) -> alt.TopLevelMixin:
-        week = alt.X("week:T", title="runs per week", scale={"type": "utc"})
-        across = {"x": week, "x2": alt.X2("until"), "tooltip": ["week:N", "count()"]}
-        bars = alt.Chart(weeks).mark_bar(orient="vertical").encode(alt.Y("count()", title="runs"), **across)
+        x, y = alt.X("week:T", title="runs per week", scale={"type": "utc"}), alt.Y("count()", title="runs")
+        bars = alt.Chart(weeks.cast(pl.String)).mark_bar(orient="vertical", color=COLOURS[0])
+        bars = bars.encode(x, y, alt.X2("until"), tooltip=["week:N", "project:N", "count()"])
+        if 1 < frame.height <= len(COLOURS):
+            key = legend(look, weeks["project"].unique(), title=None)
+            bars = bars.encode(alt.Color("project:N", scale={"range": COLOURS}, legend=key))
         return panelled(look, [""], 12 * CM, 3 * CM, lambda *_: bars)
 
     title = f"{points.height} runs, {number(frame['hours'].sum())} hours"
