@@ -343,6 +343,10 @@ JSON_COLUMNS = ("_config_json", "_summary_json")
 FILE, WHERE = "__file", "__where"  # while we work: the number of a row's file, whether --where holds
 
 
+Version = tuple[int, int]  # a file's size and time of change, which tell whether another one took its place
+Broken = dict[tuple[str, Version], str]  # files whose rows cannot be read, and why
+
+
 @dataclass
 class Export:
     """One readable runs file: its address, its columns and when it was exported."""
@@ -350,7 +354,7 @@ class Export:
     path: str
     schema: dict[str, pl.DataType]
     exported_at: datetime
-    version: tuple[int, int]  # size and time of change when its footer was read: what comes later must be the same file
+    version: Version  # when its footer was read: what comes later must be the same file
     fault: str = ""  # why its rows cannot be read, once that has shown
 
 
@@ -365,20 +369,16 @@ def is_remote(path: str) -> bool:
 @cache
 def storage(root: str) -> FileSystem:
     """The object storage of `s3://bucket`; credentials come from the usual places (`AWS_ACCESS_KEY_ID`, ...)."""
-    from pyarrow.fs import FileSystem
-
     try:
-        return FileSystem.from_uri(f"{root}/")[0]
+        return pa.fs.FileSystem.from_uri(f"{root}/")[0]
     except (OSError, ValueError) as error:
         raise Stop(f"{root}: {reason(error)}") from None
 
 
 def locate(address: str) -> tuple[FileSystem, str]:
     """The file system of a path or an object storage address, and the path there."""
-    from pyarrow.fs import LocalFileSystem
-
     if not is_remote(address):
-        return LocalFileSystem(), address
+        return pa.fs.LocalFileSystem(), address
     scheme, path = address.split("://", 1)
     return storage(f"{scheme}://{path.split('/', 1)[0]}"), path
 
@@ -389,8 +389,6 @@ def find_files(given: str) -> list[str]:
     What exists is a path, whatever characters it holds: `exp[1]/*` looks into `exp[1]` if that is a folder. In a glob
     for object storage `*` stays inside one folder, `**` does not.
     """
-    from pyarrow.fs import FileSelector, FileType
-
     if not is_remote(given):
         path = Path(os.path.expanduser(given))  # noqa: PTH111 (Path.expanduser raises where nobody has a home)
         if path.is_dir():
@@ -403,26 +401,25 @@ def find_files(given: str) -> list[str]:
     system, wanted = locate(given)
     try:
         kind = system.get_file_info(wanted).type
-        if kind == FileType.File:
+        if kind == pa.fs.FileType.File:
             return [given]
-        wanted = f"{wanted.rstrip('/')}/*_runs.parquet" if kind == FileType.Directory else wanted
+        wanted = f"{wanted.rstrip('/')}/*_runs.parquet" if kind == pa.fs.FileType.Directory else wanted
         folder = re.split(r"[*?[]", wanted, maxsplit=1)[0].rpartition("/")[0]
-        deep = "/" in wanted[len(folder) + 1 :] or "**" in wanted
-        entries = system.get_file_info(FileSelector(folder, allow_not_found=True, recursive=deep))
+        deep = "**" in wanted or wanted.count("/") > folder.count("/") + 1
+        entries = system.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True, recursive=deep))
     except OSError as error:
         raise Stop(f"{given}: {reason(error)}") from None
-    files = [entry.path for entry in entries if entry.type == FileType.File and fnmatch.fnmatchcase(entry.path, wanted)]
-    scheme, depth = given.split("://", 1)[0], wanted.count("/")
-    return sorted(f"{scheme}://{file}" for file in files if "**" in wanted or file.count("/") == depth)
+    files = [entry.path for entry in entries if entry.type == pa.fs.FileType.File]
+    if "**" not in wanted:
+        files = [file for file in files if file.count("/") == wanted.count("/")]
+    return sorted(given.split("://")[0] + "://" + file for file in files if fnmatch.fnmatchcase(file, wanted))
 
 
-def version(path: str) -> tuple[int, int] | None:
-    """Size and time of change of a file, which tell whether another one took its place; None when there is no file."""
-    from pyarrow.fs import FileType
-
+def version(path: str) -> Version | None:
+    """Which version of a file is there; None when there is no file."""
     system, there = locate(path)
     info = system.get_file_info(there)
-    return (info.size, info.mtime_ns) if info.type == FileType.File else None
+    return (info.size, info.mtime_ns) if info.type == pa.fs.FileType.File else None
 
 
 def exported_at(path: str, footer: dict[bytes, bytes]) -> datetime | None:
@@ -439,13 +436,11 @@ def exported_at(path: str, footer: dict[bytes, bytes]) -> datetime | None:
     return None
 
 
-def read_export(path: str, broken: dict[tuple[str, tuple[int, int]], str]) -> Export:
+def read_export(path: str, broken: Broken) -> Export:
     """Read the footer of a runs file. Raises `Stop` with the reason when it is none, or `broken` knows its version.
 
     Its code is 1 where an export was to be expected and 0 for what folders of exports hold besides: that is no fault.
     """
-    import pyarrow.parquet as pq
-
     foreign = int(path.endswith("_runs.parquet"))
     if path.endswith("_history.parquet") or not path.endswith(".parquet"):
         raise Stop("no file that ends in .parquet and holds runs", 0)
@@ -456,7 +451,7 @@ def read_export(path: str, broken: dict[tuple[str, tuple[int, int]], str]) -> Ex
             raise Stop("no regular file", foreign)
         if fault := broken.get((path, size_and_time)):
             raise Stop(f"its rows cannot be read ({fault})", 1)
-        with pq.ParquetFile(there, filesystem=system) as file:
+        with pa.parquet.ParquetFile(there, filesystem=system) as file:
             schema, footer = dict(pl.Schema(file.schema_arrow)), file.metadata.metadata or {}
         when = exported_at(path, footer) or datetime.fromtimestamp(size_and_time[1] / 1e9, UTC)
     except faults() as error:
@@ -471,9 +466,7 @@ def read_export(path: str, broken: dict[tuple[str, tuple[int, int]], str]) -> Ex
     return Export(path, schema, when, size_and_time)
 
 
-def read_exports(
-    inputs: Sequence[str], broken: dict[tuple[str, tuple[int, int]], str]
-) -> tuple[list[Export], dict[str, Stop]]:
+def read_exports(inputs: Sequence[str], broken: Broken) -> tuple[list[Export], dict[str, Stop]]:
     """The exports that `inputs` name, each once, oldest first; and why the rest is none, as `read_export` says it."""
     found: dict[str, str] = {}  # by what it is, so that two ways to say a file are one
     problems: dict[str, Stop] = {}
@@ -642,11 +635,9 @@ def read(export: Export, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
 
     By pyarrow, for Polars reads a page with a flipped bit without a word.
     """
-    import pyarrow.parquet as pq
-
     system, path = locate(export.path)
     try:
-        with pq.ParquetFile(path, filesystem=system, page_checksum_verification=True) as file:
+        with pa.parquet.ParquetFile(path, filesystem=system, page_checksum_verification=True) as file:
             for batch in file.iter_batches(BLOCK, columns=list(columns)):
                 yield pl.from_arrow(batch).select(columns)
     except MemoryError:
@@ -697,8 +688,8 @@ def column_order(columns: Iterable[str]) -> list[str]:
     places = [*BASE_COLUMNS, "config_", "metric_", "system_", *JSON_COLUMNS, "protocol", *RULES, "", "_source_file"]
 
     def place(column: str) -> tuple[int, str]:
-        kind = column if column in places else re.match("config_|metric_|system_|", column)[0]
-        return places.index(kind), column
+        prefix = re.match("config_|metric_|system_|", column)[0]
+        return places.index(column if column in places else prefix), column
 
     return sorted(set(columns) - {FILE}, key=place)
 
@@ -861,22 +852,20 @@ def check_output(target: str, partition: str | None, inputs: Sequence[str]) -> N
 
 
 def sink(frame: pl.LazyFrame, path: Path, suffix: str, partition: str | None) -> None:
-    """Stream `frame` to `path` in the format of `suffix`; with `partition` as a Hive-partitioned folder of Parquet."""
-    if suffix == ".csv":  # which has no lists: tags, the only ones, become JSON text
-        tags = pl.struct(x=pl.col("^tags$")).struct.json_encode().str.extract(r"^\{\"x\":(\[.*\])\}$", 1)
-        frame.with_columns(tags.alias("tags") if "tags" in frame.collect_schema() else []).sink_csv(path)
-    elif suffix == ".ndjson":
-        frame.sink_ndjson(path)
-    elif suffix == ".arrow":
-        frame.sink_ipc(path, compression="zstd")
-    else:
-        sink_parquet(frame, path, partition)
+    """Stream `frame` to `path` in the format of `suffix`; with `partition` as a Hive-partitioned folder of Parquet.
 
-
-def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None:
-    """Parquet with page checksums, which Polars does not write."""
-    import pyarrow.parquet as pq
-
+    Parquet with page checksums, which Polars does not write.
+    """
+    if suffix == ".csv" and "tags" in frame.collect_schema():  # CSV has no lists: tags, the only ones, are JSON text
+        frame = frame.with_columns(tags=pl.struct(x="tags").struct.json_encode().str.extract(r'^\{"x":(\[.*\])\}$', 1))
+    sinks = {
+        ".csv": frame.sink_csv,
+        ".ndjson": frame.sink_ndjson,
+        ".arrow": partial(frame.sink_ipc, compression="zstd"),
+    }
+    if suffix in sinks:
+        sinks[suffix](path)
+        return
     if partition:  # folders are called as Polars writes numbers: it does not read back Arrow's `nan` and `-0`
         frame = frame.with_columns(pl.col(partition).cast(pl.String))
     empty = pl.DataFrame(schema=frame.collect_schema())
@@ -885,7 +874,7 @@ def sink_parquet(frame: pl.LazyFrame, path: Path, partition: str | None) -> None
     blocks = frame.collect_batches(chunk_size=BLOCK, maintain_order=True, engine="streaming")
     tables = (block.to_arrow(compat_level=pl.CompatLevel.oldest()) for block in blocks)
     if not partition:
-        with pq.ParquetWriter(path, schema, **options) as writer:
+        with pa.parquet.ParquetWriter(path, schema, **options) as writer:
             for table in tables:
                 writer.write_table(table)
         return
@@ -952,12 +941,10 @@ def write(frame: pl.LazyFrame, target: str, partition: str | None, check: Callab
         show_progress("")
         check()
         if is_remote(target):  # an upload becomes visible when it is complete
-            from pyarrow.fs import LocalFileSystem, copy_files
-
-            system, path = locate(target)
+            local, (system, path) = pa.fs.LocalFileSystem(), locate(target)
             for file in filter(Path.is_file, [new, *new.rglob("*")]):
                 there = PurePosixPath(path, file.relative_to(new).as_posix())
-                copy_files(str(file), str(there), source_filesystem=LocalFileSystem(), destination_filesystem=system)
+                pa.fs.copy_files(str(file), str(there), source_filesystem=local, destination_filesystem=system)
         elif not beside.is_dir():
             new.replace(beside)
         elif not exchange(new, beside):  # elsewhere a folder with content cannot be replaced in one step
@@ -1130,9 +1117,11 @@ def aggregate(args: argparse.Namespace, exports: Sequence[Export], rules: dict[s
 def main() -> int:
     """Read, choose, merge, write, and say what happened; returns the exit code."""
     args = parse_arguments()
+    import pyarrow.parquet  # noqa: F401 (brings `pa.parquet` and `pa.fs`: heavy, so only once the arguments are right)
+
     rules = dict(RULES) if args.no_enrich else read_rules(args.rule, args.rules)
     filters(args)  # a mistake in a condition is told before any file is looked for
-    broken: dict[tuple[str, tuple[int, int]], str] = {}  # versions of files whose rows cannot be read, and why
+    broken: Broken = {}
     say_once = cache(say)
     for _ in range(10):
         exports, problems = read_exports(args.inputs or [DEFAULT_INPUT], broken)
