@@ -2429,7 +2429,6 @@ def preview(project: Project) -> None:
 def main() -> int:
     """Export the projects that the command line names; returns the exit code."""
     args = parse_arguments()
-    gc.disable()  # it would walk the many objects of W&B's client again and again; data of runs hold no cycles
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what each thread freed, here 100 MB
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
