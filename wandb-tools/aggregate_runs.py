@@ -1120,7 +1120,7 @@ def main() -> int:
     import pyarrow.parquet  # noqa: F401 (brings `pa.parquet` and `pa.fs`: heavy, so only once the arguments are right)
 
     rules = dict(RULES) if args.no_enrich else read_rules(args.rule, args.rules)
-    filters(args)  # a mistake in a condition is told before any file is looked for
+    filters(args)  # a mistake in a regular expression is told before any file is looked for
     broken: Broken = {}
     say_once = cache(say)
     for _ in range(10):
