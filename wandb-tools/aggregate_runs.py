@@ -116,33 +116,30 @@ def finish(main: Callable[[], int]) -> NoReturn:
 
         if 0 < (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 2 << 30:
             say(f"ulimit -v allows {limit >> 20} MB; libraries that need more may end the script without a word")
+    words = ""
     try:
         code = main()
         sys.stdout.flush()
     except Stop as stop:
-        say(f"error: {stop}")
-        code = stop.code
+        code, words = stop.code, f"error: {stop}"
     except KeyboardInterrupt:
-        say("interrupted")
-        code = 130
+        code, words = 130, "interrupted"
     except SystemExit as end:  # after --help, or as rich turns a BrokenPipeError
         code = 0 if isinstance(end.__context__, BrokenPipeError) else int(end.code or 0)
     except BrokenPipeError:
+        code, words = 1, "error: a connection was closed from the other side. Try again."
         try:
             print(flush=True)  # one more byte, for what failed may be gone from the buffer
-        except BrokenPipeError:  # the reader of our results, `head` for example, has seen enough
-            code = 0
-        else:  # what broke is another connection
-            say("error: a connection was closed from the other side. Try again.")
-            code = 1
+        except BrokenPipeError:  # it was the reader of our results, `head` for example, who has seen enough
+            code, words = 0, ""
     except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not re.search("new thread|map segment|allocate", str(error)):
             raise
-        say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
-        code = 1
+        code, words = 1, "error: there is not enough memory for this. Take fewer runs at once, or allow more."
     except OSError as error:
-        say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
-        code = 1
+        code, words = 1, f"error: {error.filename or 'the system'}: {error.strerror or error}"
+    if words:
+        say(words)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

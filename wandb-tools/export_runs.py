@@ -54,7 +54,7 @@ import time
 import zlib
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -141,33 +141,30 @@ def finish(main: Callable[[], int]) -> NoReturn:
 
         if 0 < (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 2 << 30:
             say(f"ulimit -v allows {limit >> 20} MB; libraries that need more may end the script without a word")
+    words = ""
     try:
         code = main()
         sys.stdout.flush()
     except Stop as stop:
-        say(f"error: {stop}")
-        code = stop.code
+        code, words = stop.code, f"error: {stop}"
     except KeyboardInterrupt:
-        say("interrupted")
-        code = 130
+        code, words = 130, "interrupted"
     except SystemExit as end:  # after --help, or as rich turns a BrokenPipeError
         code = 0 if isinstance(end.__context__, BrokenPipeError) else int(end.code or 0)
     except BrokenPipeError:
+        code, words = 1, "error: a connection was closed from the other side. Try again."
         try:
             print(flush=True)  # one more byte, for what failed may be gone from the buffer
-        except BrokenPipeError:  # the reader of our results, `head` for example, has seen enough
-            code = 0
-        else:  # what broke is another connection
-            say("error: a connection was closed from the other side. Try again.")
-            code = 1
+        except BrokenPipeError:  # it was the reader of our results, `head` for example, who has seen enough
+            code, words = 0, ""
     except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not re.search("new thread|map segment|allocate", str(error)):
             raise
-        say("error: there is not enough memory for this. Take fewer runs at once, or allow more.")
-        code = 1
+        code, words = 1, "error: there is not enough memory for this. Take fewer runs at once, or allow more."
     except OSError as error:
-        say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
-        code = 1
+        code, words = 1, f"error: {error.filename or 'the system'}: {error.strerror or error}"
+    if words:
+        say(words)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -232,7 +229,7 @@ def read_settings() -> dict[str, tuple[str, str]]:
     """
     from dotenv import dotenv_values
 
-    settings = {name: (value.strip(), "the environment") for name, value in os.environ.items() if value.strip()}
+    places: dict[str, Mapping[str, str | None]] = {"the environment": os.environ}
     for start in (Path.cwd(), Path(__file__).resolve().parent):
         path = next((path for folder in (start, *start.parents) if (path := folder / ".env").is_file()), None)
         if path is None:
@@ -243,20 +240,19 @@ def read_settings() -> dict[str, tuple[str, str]]:
                 say(f"{path} is not read: it belongs to another user, or anyone may write to it")
                 continue
             try:
-                values = dotenv_values(stream=file)
+                places.setdefault(str(path), dotenv_values(stream=file))
             except UnicodeDecodeError:
                 raise Stop(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
-        found = {name: (value.strip(), str(path)) for name, value in values.items() if value and value.strip()}
-        settings = found | settings
-    return settings
+    found = [(name, (value or "").strip(), place) for place, values in places.items() for name, value in values.items()]
+    return {name: (value, place) for name, value, place in reversed(found) if value}
 
 
-def without_secrets(text: object, key: str = "") -> str:
+def without_secrets(text: object, key: str | None = None) -> str:
     """A server's text as it may be shown: at most 200 characters, no part of the key, no address's secret part."""
     line = plain(text)[:5000]
     line = re.sub(r"(?<=://)[^/\s@]*@|(?i:(?<=basic )|(?<=bearer )|(?<=eyJ))[\w.~+/=-]+", "", line)
     line = re.sub(r"""(?<=://)([^\s?"'<>]+)\?[^\s"'<>]*""", r"\1", line)
-    key = key.removeprefix("wandb_v1_")
+    key = (key or "").removeprefix("wandb_v1_")
     spelled = [key, key.encode().hex(), *(base64.b64encode(b"api"[:n] + key.encode()).decode() for n in range(3))]
     pieces = {word[n : n + 5].lower() for word in spelled for n in range(len(word) - 4)}
     hidden = {n + m for n in range(len(line)) if line[n : n + 5].lower() in pieces for m in range(5)}
@@ -306,9 +302,9 @@ class Connection:
         """
         settings = read_settings()
         self.entities = [name.strip() for name in settings.get("WANDB_ENTITY", " ")[0].split(",") if name.strip()]
-        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY) if name in settings), None)
-        self.key, place = (api_key, "--api-key") if api_key else settings[name] if name else ("", "`wandb login`")
-        self.source = f"{name} in {place}" if name and not api_key else place
+        name = next((name for name in ("WANDB_API_KEY", TEAM_KEY) if name in settings and not api_key), None)
+        self.key, place = settings[name] if name else (api_key, "--api-key" if api_key else "`wandb login`")
+        self.source = f"{name} in {place}" if name else place
         os.environ |= {name: settings[name][0] for name in ("WANDB_BASE_URL", "WANDB_APP_URL") if name in settings}
         seconds = os.environ.get("WANDB_HTTP_TIMEOUT") or "25"
         if not re.fullmatch("0*[1-9][0-9]{0,3}", seconds):
@@ -323,10 +319,10 @@ class Connection:
             threading.Thread(target=self.watch, daemon=True).start()
             import wandb
 
-            api = self.answer(lambda limit: wandb.Api(api_key=self.key or None, timeout=limit))
+            api = self.answer(lambda limit: wandb.Api(api_key=self.key, timeout=limit))
         except ValueError as error:  # most are pydantic's
-            wrong = [(".".join(map(str, each["loc"])), each) for each in getattr(error, "errors", list)()]
-            wrong = [f"{name or 'the address'} {each['input']!r}: {each['msg']}" for name, each in wrong]
+            errors = getattr(error, "errors", list)()
+            wrong = [f"{'.'.join(each['loc']) or 'the address'} {each['input']!r}: {each['msg']}" for each in errors]
             raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
         except Exception as error:  # while the client is imported its classes have no names
             if type(error).__name__ != "UsageError":
@@ -336,7 +332,7 @@ class Connection:
                 f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
                 "Set one of them; your key is shown at https://wandb.ai/authorize."
             ) from None
-        self.service, self.key = api._service_api, api.api_key or ""  # nothing public takes a query of one's own
+        self.service, self.key = api._service_api, api.api_key  # nothing public takes a query of one's own
         self.app_url, self.version = without_secrets(self.service.app_url).rstrip("/"), wandb.__version__
         self.account = f"the key from {self.source} at {self.base_url}"
         if "WANDB_BASE_URL" in settings and settings["WANDB_BASE_URL"][1] != place:
