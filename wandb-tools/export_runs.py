@@ -996,7 +996,9 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
     with (
         written_beside(project, project.path("runs.parquet")) as path,
         pq.ParquetWriter(path, schema, **options) as writer,
+        ThreadPoolExecutor(1) as pool,  # one block is written while the next is read
     ):
+        written: Future[Any] = pool.submit(int)  # nothing yet
         created_at = {run: sources[s].prints[row][CREATED] or 0 for run, (s, row) in winners.items()}
         for block in batched(sorted(winners, key=lambda run: (created_at[run], run)), BLOCK):
             tables = {group: read(*group) for group in dict.fromkeys(places[run][0] for run in block)}
@@ -1004,7 +1006,10 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
             rows = [firsts[group] + row for group, row in map(places.__getitem__, block)]
             table = pa.concat_tables(tables.values())
             in_place = rows == list(range(rows[0], rows[0] + len(rows)))  # then nothing is copied
-            writer.write_table(table.slice(rows[0], len(rows)) if in_place else table.take(rows))
+            table = table.slice(rows[0], len(rows)) if in_place else table.take(rows)
+            written.result()
+            written = pool.submit(writer.write_table, table)
+        written.result()
 
 
 @contextlib.contextmanager
@@ -2427,7 +2432,6 @@ def main() -> int:
     args = parse_arguments()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what each thread freed, here 100 MB
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
-    sys.setswitchinterval(0.05)  # one page is read at a time; the threads that wait for it only cost when they try
     sys.setrecursionlimit(10_000)  # configs may be nested deeply,
     sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
     server = Folders(args.offline) if args.offline else Connection(args.api_key)
