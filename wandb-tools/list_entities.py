@@ -402,11 +402,8 @@ def list_projects(connection: Connection, entity: str) -> list[str]:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; wrong ones end the script with exit code 2 before anything heavy is imported."""
     about, examples, notes = (__doc__ or "").split("\n\n")
-    parser = Parser(
-        description=about,
-        epilog=f"examples:\n{examples}\n\n{notes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    epilog = f"examples:\n{examples}\n\n{notes}"
+    parser = Parser(description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     several = {"action": "append", "default": [], "metavar": "NAME", "type": str.strip}
     parser.add_argument("-e", "--entity", **several, help="user or team; default: WANDB_ENTITY, else yours; repeatable")
     parser.add_argument("--discover", action="store_true", help="the key's own entity and all its teams (besides -e)")
@@ -422,16 +419,15 @@ def count_query(projects: Sequence[tuple[str, str]]) -> tuple[str, dict[str, str
     """One GraphQL query, and its variables, for the counts and the last run of several (entity, project)."""
     variables = {name: json.dumps(runs) for name, runs in COUNTS.items()}
     declared = [f"${name}: JSONString" for name in COUNTS]
+    fields = [f"{name}: runCount(filters: ${name})" for name in COUNTS]
+    query = f"""fragment counts on Project {{
+      {" ".join(fields)} runs(first: 1, order: "-created_at") {{ edges {{ node {{ createdAt }} }} }} }}"""
     fields = []
     for number, (entity, project) in enumerate(projects):
         variables |= {f"e{number}": entity, f"p{number}": project}
         declared.append(f"$e{number}: String!, $p{number}: String!")
         fields.append(f"p{number}: project(entityName: $e{number}, name: $p{number}) {{ ...counts }}")
-    counts = " ".join(f"{name}: runCount(filters: ${name})" for name in COUNTS)
-    last = 'runs(first: 1, order: "-created_at") { edges { node { createdAt } } }'
-    query = f"""query CountRuns({", ".join(declared)}) {{ {" ".join(fields)} }}
-      fragment counts on Project {{ {counts} {last} }}"""
-    return query, variables
+    return f"query CountRuns({', '.join(declared)}) {{ {' '.join(fields)} }} {query}", variables
 
 
 def count_runs(connection: Connection, projects: Sequence[tuple[str, str]]) -> list[dict[str, Any] | Stop]:
@@ -439,19 +435,18 @@ def count_runs(connection: Connection, projects: Sequence[tuple[str, str]]) -> l
 
     A request that stays unanswered is cut in two: one project that is too much for W&B should not cost the others.
     """
+
+    def facts(name: str, answer: dict[str, Any] | None) -> dict[str, Any] | Stop:
+        if not answer:
+            return Stop("W&B shows no such project any more")
+        dates = [str(edge["node"]["createdAt"]) for edge in answer["runs"]["edges"]]
+        counts = {count: int(answer[count]) for count in COUNTS}
+        return {"name": name, **counts, "last_run_at": max(dates, default=None)}
+
     try:
         data = connection.ask(*count_query(projects), tries=len(projects) > 1)
         with expected("the counts of runs"):
-            return [
-                {
-                    "name": name,
-                    **{count: int(answer[count]) for count in COUNTS},
-                    "last_run_at": next((str(edge["node"]["createdAt"]) for edge in answer["runs"]["edges"]), None),
-                }
-                if (answer := data[f"p{number}"])
-                else Stop("W&B shows no such project any more")
-                for number, (_, name) in enumerate(projects)
-            ]
+            return [facts(name, data[f"p{number}"]) for number, (_, name) in enumerate(projects)]
     except Rejected:
         raise
     except Stop as stop:
@@ -461,38 +456,36 @@ def count_runs(connection: Connection, projects: Sequence[tuple[str, str]]) -> l
         return count_runs(connection, projects[:middle]) + count_runs(connection, projects[middle:])
 
 
+def summed(projects: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `count_runs` says about a project, for all of these together; what could not be counted counts nothing."""
+    counts = {count: sum(project[count] or 0 for project in projects) for count in COUNTS}
+    return {"name": "total", **counts, "last_run_at": max((p["last_run_at"] or "" for p in projects), default="")}
+
+
 def count_all(connection: Connection, found: dict[str, list[str]], pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
     """What `--json` says about each entity, most runs first; what cannot be counted is named on stderr, counts None."""
     from rich.console import Console
     from rich.progress import track
 
-    projects = [(entity, name) for entity, names in found.items() for name in names]
-    size = max(1, min(BATCH, -(-len(projects) // WORKERS)))  # few projects: still all workers at once
-    batches = [projects[start : start + size] for start in range(0, len(projects), size)]
+    pairs = [(entity, name) for entity, names in found.items() for name in names]
+    size = max(1, min(BATCH, -(-len(pairs) // WORKERS)))  # few projects: still all workers at once
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     answers = pool.map(lambda batch: count_runs(connection, batch), batches)
     bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
     answers = track(answers, "counting runs", total=len(batches), **bar)
     counted = {entity: [] for entity in found}
-    for (entity, name), facts in zip(projects, [facts for batch in answers for facts in batch], strict=True):
+    for (entity, name), facts in zip(pairs, [facts for batch in answers for facts in batch], strict=True):
         if isinstance(facts, Stop):
             say(f"error: {entity}/{name}: {facts}")
             facts = {"name": name} | dict.fromkeys([*COUNTS, "last_run_at"])
         counted[entity].append(facts)
-    return [
-        {
-            "name": entity,
-            "total_projects": len(projects),
-            "total_runs": total(projects, "run_count"),
-            "total_finished": total(projects, "finished_count"),
-            "projects": sorted(projects, key=lambda facts: (-(facts["run_count"] or 0), facts["name"])),
-        }
-        for entity, projects in counted.items()
-    ]
-
-
-def total(projects: Sequence[dict[str, Any]], count: str) -> int:
-    """The sum of a count over all projects."""
-    return sum(project[count] or 0 for project in projects)
+    listings = []
+    for entity, projects in counted.items():
+        projects.sort(key=lambda facts: (-(facts["run_count"] or 0), facts["name"]))
+        sums = summed(projects)
+        totals = {"total_runs": sums["run_count"], "total_finished": sums["finished_count"]}
+        listings.append({"name": entity, "total_projects": len(projects), **totals, "projects": projects})
+    return listings
 
 
 def show(entities: Sequence[dict[str, Any]]) -> None:
@@ -500,6 +493,11 @@ def show(entities: Sequence[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
+    def cells(facts: dict[str, Any]) -> list[str]:
+        counts = ["-" if facts[count] is None else f"{facts[count]:,}" for count in COUNTS]
+        done = f"{facts['finished_count'] / facts['run_count']:.1%}" if facts["run_count"] else "-"
+        return [plain(facts["name"]), *counts, done, plain(facts["last_run_at"] or "-")[:10]]
 
     width = None if sys.stdout.isatty() else 10_000
     console = Console(markup=False, emoji=False, highlight=False, width=width)
@@ -509,22 +507,14 @@ def show(entities: Sequence[dict[str, Any]]) -> None:
         console.print("\n" * (place > 0) + title, style="bold", soft_wrap=True)
         if not projects:
             continue
-        everything = {"name": "total", **{count: total(projects, count) for count in COUNTS}}
-        everything["last_run_at"] = max((project["last_run_at"] or "" for project in projects), default="")
-        lines = []
-        for facts in (*projects, everything):
-            counts = ["-" if facts[count] is None else f"{facts[count]:,}" for count in COUNTS]
-            done = f"{facts['finished_count'] / facts['run_count']:.1%}" if facts["run_count"] else "-"
-            lines.append([plain(facts["name"]), *counts, done, plain(facts["last_run_at"] or "-")[:10]])
-        table = Table(
-            box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_footer=len(projects) > 1
-        )
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+        table.show_footer = len(projects) > 1
         titles = ("project", "runs", "finished", "running", "crashed\nor failed", "done", "last run")
-        for title, footer in zip(titles, lines.pop(), strict=True):
+        for title, footer in zip(titles, cells(summed(projects)), strict=True):
             numeric = title not in ("project", "last run")
             table.add_column(title, footer, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-        for line in lines:
-            table.add_row(*line)
+        for project in projects:
+            table.add_row(*cells(project))
         console.print(table)
 
 
@@ -542,7 +532,7 @@ def list_entities(connection: Connection, args: argparse.Namespace) -> int:
 
     asked = args.entity or ([] if args.discover else connection.entities)
     visible = visible_entities(connection) if args.discover or not asked else []
-    entities = list(dict.fromkeys([*asked, *(visible if args.discover or asked else visible[:1])]))
+    entities = list(dict.fromkeys([*asked, *(visible if args.discover else visible[:1])]))
     if not entities:
         raise Stop("this key has no entity of its own. Name one with -e.")
     found = dict(zip(entities, pool.map(find, entities), strict=True))
@@ -550,23 +540,23 @@ def list_entities(connection: Connection, args: argparse.Namespace) -> int:
     doubtful = [entity for entity, names in found.items() if not names or isinstance(names, Stop)]
     if doubtful and not visible:
         visible = visible_entities(connection)
-    unknown = [e for e in doubtful if e not in visible and not isinstance(found[e], Unanswered)]
-    for entity in unknown:
-        say(f"error: no entity {entity!r} that this key sees.{nearest(entity, visible)} It sees {', '.join(visible)}.")
-    failed = {entity: names for entity, names in found.items() if isinstance(names, Stop) and entity not in unknown}
-    for entity, stop in failed.items():
-        say(f"error: {entity}: {stop}")
-    if unknown == entities:
+    for entity in doubtful:
+        if entity not in visible and not isinstance(found[entity], Unanswered):
+            hint = f"{nearest(entity, visible)} It sees {', '.join(visible)}."
+            found[entity] = Stop(f"no entity {entity!r} that this key sees.{hint}")
+    problems = {entity: stop for entity, stop in found.items() if isinstance(stop, Stop)}
+    for entity, stop in problems.items():
+        say(f"error: {stop}" if stop.code == 2 else f"error: {entity}: {stop}")
+    if len(problems) == len(found) and all(stop.code == 2 for stop in problems.values()):
         return 2
-    left_out = [*unknown, *failed]
-    listings = count_all(connection, {e: names for e, names in found.items() if e not in left_out}, pool)
+    listings = count_all(connection, {e: names for e, names in found.items() if e not in problems}, pool)
     if args.json:  # characters that act on a terminal are escaped, as JSON can
         text = json.dumps({"entities": listings}, indent=2, ensure_ascii=False)
         print(re.sub(r"[^\n -~]", lambda m: m[0] if plain(m[0]) == m[0] else json.dumps(m[0])[1:-1], text))
     else:
         show(listings)
     whole = all(project["run_count"] is not None for entity in listings for project in entity["projects"])
-    return 0 if whole and not left_out else 1
+    return 0 if whole and not problems else 1
 
 
 def main() -> int:
