@@ -249,7 +249,7 @@ class Connection:
             api = self.answer(lambda limit: wandb.Api(api_key=self.key, timeout=limit))
         except ValueError as error:  # most are pydantic's
             errors = getattr(error, "errors", list)()
-            wrong = [f"{'.'.join(each['loc']) or 'the address'} {each['input']!r}: {each['msg']}" for each in errors]
+            wrong = [f"{'.'.join(map(str, e['loc'])) or 'the address'} {e['input']!r}: {e['msg']}" for e in errors]
             raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
         except Exception as error:  # while the client is imported its classes have no names
             if type(error).__name__ != "UsageError":
