@@ -2245,9 +2245,9 @@ def draw_rows(
 ) -> alt.TopLevelMixin:
     """A dot plot: a panel per frame, a dot per row of it at `_x`, coloured by `_what`, a diamond if `_best`.
 
-    The frames may also hold `min`, `median`, `max`, a grey range below the dots, and `_low`, `_high`, an interval above
-    them; `runs` are small points between, at `_x` and, from -0.5 to 0.5 across a row, `_y`, and then no legend is due.
-    `titles` are those of the rows and of the values.
+    The frames may also hold `min`, `max`, and below the dots `median` and a grey range `_from` - `_to`; above them an
+    interval `_low` - `_high`. `runs` are small points between, at `_x` and, from -0.5 to 0.5 across a row, `_y`; then
+    no legend is due. `titles` are those of the rows and of the values.
     """
     shown, several = rows[:MOST], len(panels) > 1
     of = f"{titles[0]} (the first {MOST} of {len(rows)})" if len(rows) > MOST else titles[0]
@@ -2267,7 +2267,7 @@ def draw_rows(
         size, layers = min(60.0, 3 * each), []
         if "min" in frame.columns and look.band:
             span = chart.mark_rule(strokeWidth=size / 8, color=GREY, opacity=0.6)
-            layers.append(span.encode(x("min"), alt.X2("max")))
+            layers.append(span.encode(x("_from"), alt.X2("_to")))
             layers.append(chart.mark_tick(thickness=2, size=size / 3, color="#888").encode(x("median")))
         if runs:
             run = alt.Chart(runs[name]).mark_circle(size=size / 3, opacity=0.6, color=COLOURS[0])
@@ -2297,14 +2297,16 @@ def draw_top(frame: pl.DataFrame, metric: str, title: str, look: Look) -> alt.To
 def draw_groups(
     points: pl.DataFrame, by: list[str], metrics: list[str], order: list[str], titles: list[str], look: Look
 ) -> alt.TopLevelMixin:
-    """The runs of each group as points over their range, their mean as a large dot, one panel per metric."""
+    """The runs of each group as points over their median and middle half, the mean as a diamond; a panel per metric."""
     means, runs = {}, {}
     for metric, title in zip(metrics, titles, strict=True):
         known = labelled(points, by, "_row").with_columns(finite(metric)).drop_nulls(metric)
         known = known.drop(m for m in metrics if m != metric)
         best = pl.col("_row") == order[0]
         what = pl.when(best).then(pl.lit("best")).otherwise(pl.lit("other"))
-        means[title] = known.group_by("_row").agg(summary(metric)).with_columns(_x="mean", _best=best, _what=what)
+        half = {end: pl.quantile(metric, share, "linear") for end, share in (("_from", 0.25), ("_to", 0.75))}
+        found = known.group_by("_row").agg(*summary(metric), **half)
+        means[title] = found.with_columns(_x="mean", _best=best, _what=what)
         every = -(-known.height // THINNED)
         known = known.filter(pl.col("_row").is_in(order[:MOST])).gather_every(every)
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
@@ -2332,7 +2334,7 @@ def draw_best(
     near = pl.when("not_told_apart").then(pl.lit(what[1])).otherwise(pl.lit(what[2]))
     low, high = (pl.col(end).fill_null(mean) for end in ("ci_low", "ci_high"))
     which = pl.when(rank == 1).then(pl.lit(what[0])).otherwise(near)
-    frame = frame.with_columns(_x=mean, _best=rank == 1, _what=which, _low=low, _high=high)
+    frame = frame.with_columns(_x=mean, _best=rank == 1, _what=which, _from="min", _to="max", _low=low, _high=high)
     order = frame.group_by("_row", maintain_order=True).agg(rank.mean()).sort("_rank", maintain_order=True)
     panels = {name: frame.filter(_col=name) for name in (labels(chosen, cols) if split else [""])}
     return draw_rows(look, panels, order["_row"].to_list(), (names(rows or cols), title), colours, None)
@@ -2606,19 +2608,16 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: Callable[[],
         with contextlib.nullcontext() if option else contextlib.suppress(Stop):
             return resolve_metric(directed(option)[0], runs) if option else otherwise()
 
-    def differing(words: str | None, default: str) -> list[str]:
-        columns = resolve_all(words, runs) if words else filter(None, [find(default, runs)])
-        return [c for c in columns if take(runs, [c])[c].n_unique() > 1]
+    def differing(words: str) -> list[str]:
+        return [c for c in resolve_all(words, runs) if take(runs, [c])[c].n_unique() > 1]
 
     def comparison() -> str:
         if metric and not by:
             raise Stop("no column that tells methods apart differs. Name one with --group-by.")
         try:
-            choice = {"best_by": args.best_by or validation_metric(runs, metric or default_metric(runs))}
+            choice = {"best_by": args.best_by or validation_metric(runs, metric or "")}
             answer = ask(**cells, **choice)
         except Stop as stop:  # then the weaker one
-            if not metric:
-                raise
             weak = "<p>These are means over all runs: tuning and luck count in them as much as the method.</p>"
             return part(stop) + weak + part(ask(**cells, pivot=bool(cols)))
         if not cols:
@@ -2640,9 +2639,9 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: Callable[[],
         strongest = answer.frame["column"].head(3).to_list()
         points = take(runs, [*strongest, metric, *(c for c in ("name", "url") if c in runs.schema)])
         points = points.with_columns(finite(metric)).drop_nulls(metric)
-        for c in strongest:  # names read better as rows
+        for c in strongest:
             along = functools.partial(draw_along, points.drop_nulls(c), c, metric, spelled(runs, metric))
-            draw = along if points[c].dtype.is_numeric() else ask(group_by=c).draw
+            draw = along if points[c].dtype.is_numeric() else ask(group_by=c).draw  # names read better as rows
             drawn += figure(f"{metric} along {c}", picture(draw, "", Look(width=COLUMN))[0])
         if (one_in := -(-points.height // THINNED)) > 1:
             drawn += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
@@ -2660,7 +2659,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: Callable[[],
     select = named(args.best_by, lambda: validation_metric(runs, metric or ""))
     asked = (metric, select, named(args.at_best, lambda: metric or ""))  # no question needs to read more metrics
     runs = replace(runs, schema={c: dtype for c, dtype in runs.schema.items() if kind(c) != "metric" or c in asked})
-    by, cols = differing(args.group_by or args.rows, "arch"), differing(args.cols, "dataset")
+    by, cols = differing(args.group_by or args.rows or "arch"), differing(args.cols or "dataset")
     cells = {"rows": ",".join(by), "cols": ",".join(cols)} if by and cols else {"group_by": ",".join(by)}
     ignore, only = resolve_globs(args.ignore or "", runs), resolve_globs(args.config or "*", runs)
     out = {c for c in hyperparameters(runs) if c not in (*by, *cols) and (c in ignore or c not in only)}
