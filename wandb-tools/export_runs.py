@@ -1038,6 +1038,7 @@ def run_jobs(project: Project, jobs: Iterable[Job]) -> None:
         while waiting and not error and len(running) < project.args.workers:
             running.add(project.pool.submit(waiting.popleft()))
         if keep:
+            time.sleep(0.002)  # so that the threads that got a job ask W&B first
             keep()
         if not running:
             break
@@ -2432,6 +2433,7 @@ def main() -> int:
     args = parse_arguments()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what each thread freed, here 100 MB
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+    sys.setswitchinterval(0.05)  # pages are read one after another; a thread that waits for that only costs
     sys.setrecursionlimit(10_000)  # configs may be nested deeply,
     sys.set_int_max_str_digits(0)  # and configs may hold integers of any size
     server = Folders(args.offline) if args.offline else Connection(args.api_key)
