@@ -47,7 +47,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import sys
 import threading
 import time
@@ -1646,13 +1645,13 @@ RECORDED |= {"notes": "notes", "sweepName": "sweep_id"}
 class Log(NamedTuple):
     """A `.wandb` file: what one session of a run logged. Times are nanoseconds since 1970."""
 
-    path: Path
     entity: str
     project: str
     run: str  # its id
     started: int
-    changed: int
     size: int
+    path: Path
+    changed: int
 
 
 class Folders:
@@ -1670,25 +1669,23 @@ class Folders:
 
         self.version, self.damage = wandb.__version__, dict[Path, str]()
         entity = read_settings().get("WANDB_ENTITY", ("", ""))[0].split(",")[0].strip() or "offline"
-        paths = (
-            path
-            for folder in folders
-            for place in ("", "offline-run-*/", "run-*/")
-            for path in folder.glob(f"{place}*.wandb")
-        )
-        sessions: dict[tuple[str, str, str, int], Log] = {}
-        for path in paths:
+        places = ("*.wandb", "offline-run-*/*.wandb", "run-*/*.wandb")
+        found: list[Log] = []
+        for path in (path for folder in folders for place in places for path in folder.glob(place)):
             run = next((record.run for record in read_log(path, self.damage) if record.HasField("run")), None)
             if run is None:
                 self.damage.setdefault(path, "tells of no run")
                 continue
-            session = (run.entity or entity, run.project or "uncategorized", run.run_id, run.start_time.ToNanoseconds())
-            log = Log(path, *session, path.stat().st_mtime_ns, path.stat().st_size)
-            sessions[session] = max(log, sessions.get(session, log), key=lambda log: (log.size, log.path))
+            about, started = path.stat(), run.start_time.ToNanoseconds()
+            whose = run.entity or entity, run.project or "uncategorized", run.run_id
+            found.append(Log(*whose, started, about.st_size, path, about.st_mtime_ns))
         self.runs: dict[tuple[str, str], dict[str, list[Log]]] = {}
-        for log in sorted(sessions.values(), key=lambda log: (log.started, log.path)):
-            self.runs.setdefault((log.entity, log.project), {}).setdefault(log.run, []).append(log)
-        self.account = f"{len(sessions)} run log{'s'[: len(sessions) != 1]} in {', '.join(map(str, folders))}"
+        for log in sorted(found):
+            logs = self.runs.setdefault((log.entity, log.project), {}).setdefault(log.run, [])
+            if logs and logs[-1].started == log.started:
+                logs.pop()
+            logs.append(log)
+        self.account = f"{len(found)} run log{'s'[: len(found) != 1]} in {', '.join(map(str, folders))}"
 
 
 def read_log(path: Path, damage: dict[Path, str]) -> Iterator[Any]:
@@ -1702,7 +1699,7 @@ def read_log(path: Path, damage: dict[Path, str]) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     pieces: list[bytes] = []
-    bad, lost, rest = 0, False, 0
+    bad, lost = 0, False
     try:
         file = path.open("rb")
     except OSError as error:
@@ -1714,25 +1711,27 @@ def read_log(path: Path, damage: dict[Path, str]) -> Iterator[Any]:
             return
         while block := file.read(LOG_BLOCK - file.tell() % LOG_BLOCK):
             at, lost = 0, False
-            while at + 7 <= len(block):
-                checksum, length, kind = struct.unpack_from("<IHB", block, at)
+            end = len(block) if file.tell() % LOG_BLOCK else len(block) - 6
+            while at < end:
+                length = int.from_bytes(block[at + 4 : at + 6], "little")
                 chunk = block[at + 6 : at + 7 + length]
-                if zlib.crc32(chunk) != checksum or len(chunk) <= length:
+                if len(chunk) <= length or zlib.crc32(chunk) != int.from_bytes(block[at : at + 4], "little"):
                     bad, lost, pieces, at = bad + (not lost), True, [], at + 1
                     continue
-                lost, at = False, at + 7 + length
-                if kind < 3 or pieces:  # otherwise its beginning was in a damaged chunk
-                    pieces = [*pieces, chunk[1:]] if kind > 2 else [chunk[1:]]
+                lost, at, kind = False, at + 7 + length, chunk[0]
+                if kind < 3:
+                    pieces = [chunk[1:]]
+                elif pieces:  # otherwise its beginning was in a damaged chunk
+                    pieces.append(chunk[1:])
                 if pieces and kind in (1, 4):
                     try:
                         yield Record.FromString(b"".join(pieces))
                     except DecodeError:
                         bad += 1
                     pieces = []
-            rest = len(block) - at if file.tell() % LOG_BLOCK else 0
     if bad > lost:
         damage[path] = f"is damaged in {bad} place{'s'[: bad != 1]}"
-    elif lost or pieces or rest:
+    elif lost or pieces:
         damage[path] = "is cut off in mid-record"
 
 
@@ -1808,45 +1807,48 @@ def read_run_logs(logs: list[Log], damage: dict[Path, str]) -> dict[str, Any]:
         environment, begun, code = EnvironmentRecord(), False, None
         for record in read_log(log.path, damage):
             kind = record.WhichOneof("record_type")
+            about = getattr(record, kind) if kind else None
             if kind == "history":
-                rows, step = rows + 1, max(step + 1, record.history.step.num)
+                rows, step = rows + 1, max(step + 1, about.step.num)
                 if "_step" not in told:  # before 0.17 the client wrote the summary only when the run ended
-                    for item in record.history.item:
+                    for item in about.item:
                         put(logged, item.nested_key or [item.key], item.value_json)
             elif kind == "summary":
-                change(told, record.summary, str)
+                change(told, about, str)
             elif kind == "config":
-                change(own, record.config, json.loads)
+                change(own, about, json.loads)
             elif kind == "run":
-                run = record.run
                 if not begun:  # later ones tell the config as the client has it, not as W&B has
-                    change(own, run.config, json.loads)
-                    versions = {name: getattr(run.telemetry, name) for name in ("cli_version", "python_version")}
-                    own["_wandb"] |= versions
+                    change(own, about.config, json.loads)
+                    own["_wandb"] |= {
+                        name: getattr(about.telemetry, name) for name in ("cli_version", "python_version")
+                    }
                 begun = True
-                node |= {name: value for name, field in RECORDED.items() if (value := getattr(run, field))}
-                node["commit"] = run.git.commit or node["commit"]
-            elif kind == "metric" and not record.metric.expanded_from_glob:
-                name = record.metric.glob_name or record.metric.name
-                if record.metric._control.overwrite:
+                node |= {name: value for name, field in RECORDED.items() if (value := getattr(about, field))}
+                node["commit"] = about.git.commit or node["commit"]
+            elif kind == "metric" and not about.expanded_from_glob:
+                name = about.glob_name or about.name
+                if about._control.overwrite:
                     metrics.pop(name, None)
-                metrics.setdefault(name, MetricRecord()).MergeFrom(record.metric)
+                metrics.setdefault(name, MetricRecord()).MergeFrom(about)
             elif kind == "environment":
-                environment.MergeFrom(record.environment)
+                environment.MergeFrom(about)
             elif kind == "stats":
-                system |= {item.key: json.loads(item.value_json) for item in record.stats.item}
+                system |= {item.key: json.loads(item.value_json) for item in about.item}
             elif kind == "exit":
-                code = record.exit.exit_code
+                code = about.exit_code
         own["_wandb"]["m"] = number_metrics(metrics)
-        own["_wandb"] |= {"e": {environment.writer_id: MessageToDict(environment)}} if environment.writer_id else {}
+        if environment.writer_id:
+            own["_wandb"]["e"] = {environment.writer_id: MessageToDict(environment)}
         config |= own
         summary |= read_texts(told if "_step" in told else logged | told)
-    summary |= {"_step": step} if "_step" in summary else {}
+    if "_step" in summary:
+        summary["_step"] = step
     changed = max(log.changed for log in logs)
-    running = code is None and time.time() - changed / 1e9 < STILL_RUNNING
-    if running:
+    node["state"] = "crashed" if code is None else "failed" if code else "finished"
+    if code is None and time.time() - changed / 1e9 < STILL_RUNNING:
+        node["state"] = "running"
         damage.pop(logs[-1].path, None)  # its last record may be on its way to the disk
-    node["state"] = "running" if running else "crashed" if code is None else "failed" if code else "finished"
     for name, moment in (("createdAt", logs[0].started), ("heartbeatAt", changed)):
         node[name] = datetime.fromtimestamp(moment // 1000 / 1e6, UTC).isoformat() if moment else None
     node |= {"historyLineCount": rows, "config": json.dumps({name: {"value": config[name]} for name in config})}
@@ -1856,33 +1858,30 @@ def read_run_logs(logs: list[Log], damage: dict[Path, str]) -> dict[str, Any]:
 def read_logged(logs: list[Log]) -> Iterator[list[dict[str, Any]]]:
     """What a run logged, in lists of some thousand rows as W&B gives them, with steps as in `read_run_logs`."""
     step, held = -1, 0
-    texts: list[str] = []  # rows as JSON, but for
-    nested: list[tuple[int, Sequence[str], str]] = []  # values with a path of several keys
-    names: dict[Any, str] = {}  # every key so far, as JSON
-
-    def rows() -> list[dict[str, Any]]:
-        decoded = BY_NAME.decode(f"[{','.join(texts)}]")
-        for row, path, text in nested:
-            put(decoded[row], path, BY_NAME.decode(text))
-        return decoded
-
+    rows: list[dict[str, Any]] = []
+    keys: set[Any] = set()
+    spelled = functools.cache(json.dumps)
     for record in (record for log in logs for record in read_log(log.path, {}) if record.HasField("history")):
         step = max(step + 1, record.history.step.num)
-        values = []
+        texts, nested = [], []
         for item in record.history.item:
             path = item.nested_key
             if len(path) > 1:
-                nested.append((len(texts), path, item.value_json))
-                names[*path] = ""
+                nested.append((path, item.value_json))
             else:
-                key = path[0] if path else item.key
-                values.append(f"{names.get(key) or names.setdefault(key, json.dumps(key))}:{item.value_json}")
-        texts.append("{" + ",".join([*values, f'"_step":{step}']) + "}")
-        held += len(record.history.item)
-        if held > LOGGED_VALUES or len(texts) * len(names) > HISTORY_CELLS:
-            yield rows()
-            texts, nested, held = [], [], 0
-    yield rows()
+                texts.append(f"{spelled(path[0] if path else item.key)}:{item.value_json}")
+        row = BY_NAME.decode("{" + ",".join(texts) + "}")
+        row["_step"] = step
+        keys.update(row)
+        for path, text in nested:
+            keys.add(tuple(path))
+            put(row, path, BY_NAME.decode(text))
+        rows.append(row)
+        held += len(texts) + len(nested)
+        if held > LOGGED_VALUES or len(rows) * len(keys) > HISTORY_CELLS:
+            yield rows
+            rows, held = [], 0
+    yield rows
 
 
 def recorded_projects(
@@ -1892,16 +1891,15 @@ def recorded_projects(
     found = [
         (entity, project)
         for entity, project in folders.runs
-        if not entities or not {entity, f"{entity}/{project}"}.isdisjoint(entities)
+        if not entities or {entity, f"{entity}/{project}"} & {*entities}
         if not wanted or project in wanted or any(fnmatch.fnmatchcase(project, glob) for glob in wanted)
     ]
     problems = [Stop(f"{plain(path)} {wrong}", 1) for path, wrong in folders.damage.items()]
-    if not found and not problems:
+    if folders.runs and not found and not problems:
         asked, known = " and ".join([*entities, *wanted]), ", ".join(map("/".join, folders.runs))
-        advice = (
-            f"is of {asked}. They are of {known}." if known else "was found. Name one like wandb/, of offline-run-*."
-        )
-        problems.append(Stop(f"no run in the folders {advice}"))
+        problems = [Stop(f"no run in the folders is of {asked}. They are of {known}.")]
+    elif not found and not problems:
+        problems = [Stop("no run in the folders was found. Name one like wandb/, of offline-run-*.")]
     return found, problems
 
 
@@ -1917,47 +1915,45 @@ def is_wanted(args: argparse.Namespace, print_: Print) -> bool:
     )
 
 
-def list_logs(project: Project, previous: Runs | None, write: bool = True) -> dict[str, Print]:
+def list_logs(project: Project, previous: Runs | None) -> dict[str, Print]:
     """Run id -> fingerprint of the runs with logs that are asked for; those that are new or changed become parts.
 
     A run is read again until its logs are whole and tell of its end. What W&B itself said of a run stands.
     """
     folders, args, listing = project.server, project.args, Listing(project, full=True)
+    runs = folders.runs[project.entity, project.name]
     project.logs = dict(previous.about.get("logs", {})) if previous else {}
     before = {print_[0]: print_ for print_ in previous.prints} if previous else {}
     full = not previous or args.full or bool(full_phase(project)) or previous.about["system"] < args.system_metrics
-    logs = {
-        run: logs
-        for run, logs in folders.runs[project.entity, project.name].items()
-        if run not in before or run in project.logs
-    }
-    marks = {run: [[log.changed, log.size] for log in own] for run, own in logs.items()}
-    stale = [run for run in logs if full or project.logs.get(run) != marks[run]]
-    listing.prints |= {run: before[run] for run in logs.keys() - stale if is_wanted(args, before[run])}
+    stale: dict[str, list[list[int]]] = {}
+    for run, logs in runs.items():
+        marks = [[log.changed, log.size] for log in logs]
+        if run not in before or (run in project.logs and (full or project.logs[run] != marks)):
+            stale[run] = marks
+        elif run in project.logs and is_wanted(args, before[run]):
+            listing.prints[run] = before[run]
     project.progress.expect(len(stale))
-    nodes: list[dict[str, Any]] = []
-    for run in stale:
-        try:
-            node = read_run_logs(logs[run], folders.damage)
-        except (ValueError, RecursionError) as error:
-            note_failure(project, {"name": run}, f"its logs cannot be read: {error}")
-            continue
-        print_ = fingerprint(node)
-        if not is_wanted(args, print_):
-            continue
-        wrong = [f"{log.path} {folders.damage[log.path]}" for log in logs[run] if log.path in folders.damage]
-        for what in wrong:
-            say(f"error: {plain(what)}; what is whole is exported")
-            project.failed[run] = {"id": run, "name": node["displayName"] or "", "error": what}
-        project.logs[run] = [] if wrong or node["state"] == "running" else marks[run]
-        if write:
-            nodes.append(node)
-        else:
-            listing.prints[run] = print_
-        if len(nodes) == 20:  # few, so that one sees it go on
-            listing.keep(nodes)
-            nodes = []
-    listing.keep(nodes)
+    for some in batched(list(stale), 20):  # few, so that one sees it go on
+        nodes: list[dict[str, Any]] = []
+        for run in some:
+            try:
+                node = read_run_logs(runs[run], folders.damage)
+            except (ValueError, RecursionError) as error:
+                note_failure(project, {"name": run}, f"its logs cannot be read: {error}")
+                continue
+            print_ = fingerprint(node)
+            if not is_wanted(args, print_):
+                continue
+            wrong = [f"{log.path} {folders.damage[log.path]}" for log in runs[run] if log.path in folders.damage]
+            for what in wrong:
+                say(f"error: {plain(what)}; what is whole is exported")
+                project.failed[run] = {"id": run, "name": node["displayName"] or "", "error": what}
+            project.logs[run] = [] if wrong or node["state"] == "running" else stale[run]
+            if args.dry_run:
+                listing.prints[run] = print_
+            else:
+                nodes.append(node)
+        listing.keep(nodes)
     return listing.prints
 
 
@@ -2414,7 +2410,7 @@ def preview(project: Project) -> None:
         paths.insert(0, target)
     have = {print_ for path in paths for print_ in Runs(path, project).prints}
     if project.args.offline:
-        listing = list_logs(project, Runs(target, project) if target.exists() else None, write=False)
+        listing = list_logs(project, Runs(target, project) if target.exists() else None)
     else:
         listing = list_runs(project, have, full=False)
     stale = sum(print_ not in have for print_ in listing.values())
