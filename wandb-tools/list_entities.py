@@ -215,6 +215,11 @@ def start_client(seconds: int) -> str:
         os.dup2(stderr, 2)
 
 
+NO_KEY = f"""no W&B API key for {{}}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the
+environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.
+Set one of them; your key is shown at https://wandb.ai/authorize."""
+
+
 class Connection:
     """W&B through its own client, for any number of threads, which wait together when W&B limits requests.
 
@@ -251,14 +256,6 @@ class Connection:
             errors = getattr(error, "errors", list)()
             wrong = [f"{'.'.join(map(str, e['loc'])) or 'the address'} {e['input']!r}: {e['msg']}" for e in errors]
             raise Stop(f"the W&B client refuses {without_secrets('; '.join(wrong) or error)}") from None
-        except Exception as error:  # while the client is imported its classes have no names
-            if type(error).__name__ != "UsageError":
-                raise
-            raise Stop(
-                f"no W&B API key for {self.base_url}. Looked for --api-key (export_runs.py), for WANDB_API_KEY in the\n"
-                f"environment or in .env, for {TEAM_KEY} in .env, and for what `wandb login` stores in ~/.netrc.\n"
-                "Set one of them; your key is shown at https://wandb.ai/authorize."
-            ) from None
         self.service, self.key = api._service_api, api.api_key  # nothing public takes a query of one's own
         self.app_url, self.version = without_secrets(self.service.app_url).rstrip("/"), wandb.__version__
         self.account = f"the key from {self.source} at {self.base_url}"
@@ -282,7 +279,7 @@ class Connection:
         `Unanswered` comes after `tries` tries, or where that is 0 after 90 to 120 seconds of trying. A rate limit (429)
         is waited out for as long as it lasts and uses up neither.
         """
-        from wandb.errors import AuthenticationError
+        from wandb.errors import AuthenticationError, UsageError
         from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
         tried, spent = 0, 0.0
@@ -300,6 +297,8 @@ class Connection:
                     return result
                 except (AuthenticationError, WandbApiFailedError) as error:
                     stop = self.explain(error.__cause__ or error, limited=not spent)
+                except UsageError:  # of the login, where the client finds no key either
+                    raise Stop(NO_KEY.format(self.base_url)) from None
                 finally:
                     self.under_way.remove(began)
             if stop is None:
@@ -385,9 +384,7 @@ def list_projects(connection: Connection, entity: str) -> list[str]:
     query = """query Projects($entity: String!, $after: String) {
       models(entityName: $entity, first: 500, after: $after) {
         edges { node { name } } pageInfo { endCursor hasNextPage } } }"""
-    names: list[str] = []
-    seen: set[str] = set()
-    after = None
+    names, seen, after = [], set(), None
     with expected(f"the projects of {entity}"):
         while (page := connection.ask(query, {"entity": entity, "after": after})["models"]) is not None:
             names += [edge["node"]["name"] for edge in page["edges"]]
