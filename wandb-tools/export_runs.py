@@ -1860,21 +1860,20 @@ def read_logged(logs: list[Log]) -> Iterator[list[dict[str, Any]]]:
     spelled = functools.cache(json.dumps)
     for record in (record for log in logs for record in read_log(log.path, {}) if record.HasField("history")):
         step = max(step + 1, record.history.step.num)
-        texts, nested = [], []
+        nested, texts = dict[str, Any](), []
         for item in record.history.item:
             path = item.nested_key
-            if len(path) > 1:
-                nested.append((path, item.value_json))
+            if len(path) == 1:
+                texts.append(f"{spelled(path[0])}:{item.value_json}")
             else:
-                texts.append(f"{spelled(path[0] if path else item.key)}:{item.value_json}")
+                put(nested, path or [item.key], BY_NAME.decode(item.value_json))
+                keys.add(tuple(path))
         row = BY_NAME.decode("{" + ",".join(texts) + "}")
+        row |= nested
         row["_step"] = step
         keys.update(row)
-        for path, text in nested:
-            keys.add(tuple(path))
-            put(row, path, BY_NAME.decode(text))
         rows.append(row)
-        held += len(texts) + len(nested)
+        held += len(record.history.item)
         if held > LOGGED_VALUES or len(rows) * len(keys) > HISTORY_CELLS:
             yield rows
             rows, held = [], 0
@@ -1892,11 +1891,12 @@ def recorded_projects(
         if not wanted or project in wanted or any(fnmatch.fnmatchcase(project, glob) for glob in wanted)
     ]
     problems = [Stop(f"{plain(path)} {wrong}", 1) for path, wrong in folders.damage.items()]
-    if folders.runs and not found and not problems:
+    if not found and not problems:
         asked, known = " and ".join([*entities, *wanted]), ", ".join(map("/".join, folders.runs))
-        problems = [Stop(f"no run in the folders is of {asked}. They are of {known}.")]
-    elif not found and not problems:
-        problems = [Stop("no run in the folders was found. Name one like wandb/, of offline-run-*.")]
+        advice = (
+            f"is of {asked}. They are of {known}." if known else "was found. Name one like wandb/, of offline-run-*."
+        )
+        problems.append(Stop(f"no run in the folders {advice}"))
     return found, problems
 
 
