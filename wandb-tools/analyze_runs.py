@@ -2232,10 +2232,11 @@ def panelled(
     all_of_them = {"width": look.width or width * beside, "height": look.height or height * below}
     width, height = all_of_them["width"] / beside, all_of_them["height"] / below
     charts = [panel(name, width, height, i % beside == 0) for i, name in enumerate(names)]
-    charts = [chart.properties(width=width, height=height) for chart in charts]
-    if names[1:]:
-        for chart, name in zip(charts, names, strict=True):
+    for chart, name in zip(charts, names, strict=True):
+        chart.width, chart.height = width, height  # `properties` would copy the chart, each time anew
+        if names[1:]:
             chart.title = alt.Title(name, fontSize=8, anchor="middle")
+    if names[1:]:
         charts = [alt.concat(*charts, columns=beside, spacing=8, align="each")]
     return charts[0].properties(usermeta=all_of_them)
 
@@ -2263,7 +2264,7 @@ def draw_rows(
             frame = frame.with_columns(pl.col("_low").clip(pl.min("min")))  # what is negative has no place
         labels = alt.Axis(labelFontSize=min(7.5, 0.95 * each), labels=left, grid=True)
         row = alt.Y("_row:N", scale={"domain": shown}, title=(of or None) if left else None, axis=labels)
-        chart = alt.Chart(frame).encode(row, **pointer(frame))
+        chart = alt.Chart().encode(row)
         size, layers = min(60.0, 3 * each), []
         if "min" in frame.columns and look.band:
             span = chart.mark_rule(strokeWidth=size / 8, color=GREY, opacity=0.6)
@@ -2275,10 +2276,11 @@ def draw_rows(
             layers.append(run.encode(x("_x"), row, across, **pointer(runs[name])))
         shape = alt.condition("datum._best", alt.value("diamond"), alt.value("diamond" if runs else "circle"))
         area = alt.condition("datum._best", alt.value(1.6 * size), alt.value(size))
-        layers.append(chart.mark_point(filled=True, opacity=1).encode(x("_x"), colour, shape=shape, size=area))
+        dot = chart.mark_point(filled=True, opacity=1).encode(x("_x"), colour, shape=shape, size=area)
+        layers.append(dot.encode(**pointer(frame)))
         if "_low" in frame.columns:
             layers.append(chart.mark_rule(color=COLOURS[-1]).encode(x("_low"), alt.X2("_high")))
-        return alt.layer(*layers)
+        return alt.layer(*layers, data=frame)
 
     return panelled(look, list(panels), (4 if several else 5.5) * CM, (24 if runs else 15) * len(shown), panel)
 
@@ -2436,22 +2438,25 @@ THEME = {
 SIZE = re.compile(r'width="([\d.]+)" height="([\d.]+)"')
 
 
-def picture(draw: Callable[[Look], alt.TopLevelMixin], title: str, look: Look) -> tuple[dict[str, Any], str]:
+def picture(
+    draw: Callable[[Look], alt.TopLevelMixin], title: str, look: Look, times: int = 4
+) -> tuple[dict[str, Any], str]:
     """A picture as a Vega-Lite specification and as SVG, of the size that `look` asks for or one that fits a page.
 
     Only the drawing knows the room that axes, titles and legends take: it is drawn as it comes, which says whether it
-    fits a column or needs the page, and again into the room that they leave. `usermeta` holds the width in points.
+    fits a column or needs the page, and again into the room that they leave, up to `times`: once for a page
+    that scrolls. `usermeta` holds the width in points.
     """
     alt.data_transformers.disable_max_rows()
     width = height = within = across = None  # in points, wanted of all and of what the axes frame
-    for _ in range(4):
+    for _ in range(times):
         room = width or PAGE * CM
         chart = draw(replace(look, width=across, height=within))
         if title:
             lines = textwrap.wrap(plain(title), int(room / 4.9))
             chart = chart.properties(title=alt.Title(lines, anchor="start", frame="bounds", offset=8))
         theme = THEME | {"axis": THEME["axis"] | {"labelLimit": 0.45 * room}}
-        spec = shown_plainly(chart.to_dict()) | {"config": theme}
+        spec = shown_plainly(chart.to_dict(validate=False)) | {"config": theme}
         svg = vl_convert.vegalite_to_svg(spec)
         wide, high = map(float, SIZE.search(svg).groups())
         if width is None:
@@ -2590,7 +2595,7 @@ def part(answer: Answer | Stop) -> str:
     link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
     rows = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
     table = html_table(answer if rows is None else replace(answer, frame=answer.frame[rows]))
-    drawn = figure(answer.title, picture(answer.draw, "", Look())[0]) if answer.draw else ""
+    drawn = figure(answer.title, picture(answer.draw, "", Look(), 1)[0]) if answer.draw else ""
     return f"<div class=table>{table}</div>\n{link}{drawn}{part(answer.closing) if answer.closing else ''}"
 
 
@@ -2642,7 +2647,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: Callable[[],
         for c in strongest:
             along = functools.partial(draw_along, points.drop_nulls(c), c, metric, spelled(runs, metric))
             draw = along if points[c].dtype.is_numeric() else ask(group_by=c).draw  # names read better as rows
-            drawn += figure(f"{metric} along {c}", picture(draw, "", Look(width=COLUMN))[0])
+            drawn += figure(f"{metric} along {c}", picture(draw, "", Look(), 1)[0])
         if (one_in := -(-points.height // THINNED)) > 1:
             drawn += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
         return f"{part(answer)}<div class=row>{drawn}</div>\n"
