@@ -1064,7 +1064,8 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(lab, tmp_path, output):
     )
     args = output.split() if " " in output else ["-o", output]
     before = sorted(path.name for path in tmp_path.iterdir())
-    full = "ulimit -f 100; {}"  # no file may grow beyond 100 blocks: the nearest thing to a full disk
+    # No file may grow beyond 100 blocks: the nearest thing to a full disk. Python would cut its bytecode off as well.
+    full = "export PYTHONDONTWRITEBYTECODE=1; ulimit -f 100; {}"
     done = run_script("aggregate_runs.py", "lab", *args, cwd=tmp_path, around=full)
     assert done.returncode == 1
     assert re.fullmatch(r"error: \S+ was not written: .*too large.*\n", done.stderr, re.I), done.stderr

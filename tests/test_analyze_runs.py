@@ -1163,12 +1163,12 @@ def test_a_saved_page_runs_and_loads_nothing(call, tmp_path):
 
 
 def test_a_full_disk_is_said(demo, tmp_path):
-    """No file may grow beyond 1 kB here, as on a disk that is full."""
+    """No file may grow beyond 1 kB here, as on a disk that is full; Python would cut its bytecode off as well."""
     for options in (["-o", "t.parquet"], ["-o", "t.csv"], ["-o", "t.html"], ["--plot", "t.svg"]):
         command = [
             "bash",
             "-c",
-            'ulimit -f 1; exec "$0" "$@"',
+            'export PYTHONDONTWRITEBYTECODE=1; ulimit -f 1; exec "$0" "$@"',
             sys.executable,
             str(TOOLS / "analyze_runs.py"),
             "-g",

@@ -514,6 +514,7 @@ for line in sys.stdin:
         os.dup2(log, 2)
         sys.argv = ["export_runs.py", *job["args"]]
         if job["largest_file"]:
+            sys.dont_write_bytecode = True  # it would be cut off
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
         script.finish(script.main)
     print("pid", pid, flush=True)
