@@ -382,7 +382,7 @@ class Column:
     std: str | None = None
     n: str | None = None
     to: str | None = None  # the upper end: `[value, to]`
-    best: str | None = None  # "min" or "max": mark the best row
+    best: bool | None = None  # mark the best row: the highest (True) or the lowest (False)
     within: tuple[str, ...] = ()  # the best among the rows that are equal in these columns
     near: str | None = None  # a Boolean column: mark with ≈ what is not told apart from the best
     key: bool = False  # says which row this is: always shown
@@ -396,7 +396,7 @@ class Answer:
     frame: pl.DataFrame
     columns: list[Column]
     notes: list[str] = field(default_factory=list)  # results in words: printed below the table
-    rows: int | list[int] | None = None  # of a long frame, the rows that are printed: the first ones, or these
+    rows: Sequence[int] | None = None  # of a long frame, the rows that are printed
     draw: Callable[[Look], alt.TopLevelMixin] | None = None
     caption: str = ""  # of the picture
     closing: Answer | None = None  # a second table, shown below the first
@@ -438,7 +438,6 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
 
 def exported_at(path: Path) -> float:
     """When the runs in a file were exported, in seconds: what its footer says, else when the file changed."""
-
     if not path.is_file():  # a FIFO would never answer
         return 0.0
     try:
@@ -453,7 +452,6 @@ def scan(path: Path) -> pl.LazyFrame:
 
     Raises `Stop` for what is no file of runs; with code 1 if it should be one: a Parquet file that cannot be read.
     """
-
     if path.is_dir():
         raise Stop(f"{path} is a folder without *_runs.parquet. Name *_runs.parquet files, or a folder with them.")
     if not path.is_file():
@@ -473,7 +471,6 @@ def scan(path: Path) -> pl.LazyFrame:
 
 def common_type(types: set[pl.DataType]) -> pl.DataType:
     """The type that keeps every value of columns of `types`: theirs if equal, Float64 for numbers, else String."""
-
     types = {dtype for dtype in types if dtype not in (pl.Null, pl.List(pl.Null))} or types
     if len(types) <= 1:
         return next(iter(types), pl.Null())
@@ -482,14 +479,11 @@ def common_type(types: set[pl.DataType]) -> pl.DataType:
 
 def align(frames: list[pl.LazyFrame]) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
     """The frames as one, columns by name, each cast to the type that keeps every value; and its schema."""
-
-    types: dict[str, set[pl.DataType]] = {}
     schemas = [frame.collect_schema() for frame in frames]
-    for column, dtype in (item for schema in schemas for item in schema.items()):
-        types.setdefault(column, set()).add(dtype)
-    target = {column: common_type(found) for column, found in types.items()}
+    columns = dict.fromkeys(column for schema in schemas for column in schema)
+    target = {c: common_type({schema[c] for schema in schemas if c in schema}) for c in columns}
     aligned = [
-        frame.with_columns(pl.col(c).cast(target[c]) for c, dtype in schema.items() if dtype != target[c])
+        frame.cast({c: target[c] for c, dtype in schema.items() if dtype != target[c]})
         for frame, schema in zip(frames, schemas, strict=True)
     ]
     return pl.concat(aligned, how="diagonal") if aligned[1:] else aligned[0], target
@@ -501,7 +495,6 @@ def read(files: list[Path]) -> Runs:
     Where several files hold a run (entity, project, id), the export that was made last has the say. Other files, and
     aggregates beside raw exports, are left out with a word. Raises `Stop` where no file holds runs.
     """
-
     frames: dict[Path, pl.LazyFrame] = {}
     others: dict[Path, Stop] = {}
     for path in sorted(files, key=exported_at, reverse=True) if files[1:] else files:
@@ -624,7 +617,6 @@ def resolve_all(words: str, runs: Runs) -> list[str]:
 
 def where(text: str, runs: Runs) -> pl.LazyFrame:
     """The runs that pass the SQL condition of --where; its columns must exist."""
-
     try:
         names = pl.sql_expr(text).meta.root_names()
         if missing := [name for name in names if name not in runs.schema and name not in ALIASES]:
@@ -637,14 +629,12 @@ def where(text: str, runs: Runs) -> pl.LazyFrame:
 
 def aliased(runs: Runs, query: str) -> pl.LazyFrame:
     """The frame, with the aliases that `query` uses as columns of their own."""
-
     found = {new: pl.col(old) for new, old in ALIASES.items() if new in query and old in runs.schema}
     return runs.frame.with_columns(**{new: column for new, column in found.items() if new not in runs.schema})
 
 
 def matching(option: str, regex: str, column: str) -> pl.Expr:
     """Whether `column` holds `regex`, in any case; an error that names the `option` if it is none."""
-
     try:
         pl.Series([""]).str.contains(f"(?i){regex}")
     except pl.exceptions.PolarsError as error:
@@ -655,7 +645,6 @@ def matching(option: str, regex: str, column: str) -> pl.Expr:
 
 def keep(runs: Runs, args: argparse.Namespace) -> Runs:
     """The runs that pass --filter, --project, --protocol, --tag, --where and --state; says what the state removed."""
-
     frame = where(args.where, runs) if args.where and not args.at_best else runs.frame
     if args.filter:
         frame = frame.filter(matching("--filter", args.filter, "name"))
@@ -692,7 +681,6 @@ def keep(runs: Runs, args: argparse.Namespace) -> Runs:
 
 def collect(frame: pl.LazyFrame, what: str) -> pl.DataFrame:
     """Collect the frame; an error that says that `what` does not work, such as a file that is damaged inside."""
-
     try:
         return frame.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
@@ -701,7 +689,6 @@ def collect(frame: pl.LazyFrame, what: str) -> pl.DataFrame:
 
 def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
     """Read just these columns of the runs; lists (tags) become text, so that they can be grouped and saved."""
-
     wanted = list(dict.fromkeys(columns))
     for column in wanted:
         if column not in runs.schema:
@@ -716,7 +703,6 @@ def take(runs: Runs, columns: Iterable[str]) -> pl.DataFrame:
 
 def default_metric(runs: Runs) -> str:
     """The first of `DEFAULT_METRICS` that has a finite value in these runs."""
-
     there = [f"metric_{column_name(key)}" for key in DEFAULT_METRICS]
     there = [column for column in there if column in runs.schema]
     counts = take(runs, there).select(pl.all().is_finite().sum())
@@ -732,23 +718,19 @@ def default_metric(runs: Runs) -> str:
 
 def finite(column: str) -> pl.Expr:
     """The column as Float64 with null for NaN and the infinities: a diverged run has none to average."""
-
     value = pl.col(column).cast(pl.Float64)
     return pl.when(value.is_finite()).then(value).alias(column)
 
 
 def say_unusable(points: pl.DataFrame, metrics: Iterable[str]) -> None:
     """Say how many runs have no number in a metric, NaN or an infinity; they are in no mean and in no ranking."""
-
     for metric in metrics:
         value = pl.col(metric).cast(pl.Float64)
-        missing, nan, infinite = points.select(
-            a=value.is_null().sum(), b=value.is_nan().sum(), c=value.is_infinite().sum()
-        ).row(0)
-        if missing + nan + infinite == points.height:
+        unusable = {"without a value": value.is_null(), "NaN": value.is_nan(), "infinite": value.is_infinite()}
+        counts = points.select(expr.sum().alias(word) for word, expr in unusable.items()).row(0, named=True)
+        if sum(counts.values()) == points.height:
             raise Stop(f"{metric} has no finite value in these {points.height} runs. Choose another --metric.", 1)
-        counts = [(missing, "without a value"), (nan, "NaN"), (infinite, "infinite")]
-        if parts := [f"{n} {word}" for n, word in counts if n]:
+        if parts := [f"{n} {word}" for word, n in counts.items() if n]:
             say(f"{metric}: of {points.height} runs {', '.join(parts)}; left out")
 
 
@@ -909,7 +891,6 @@ def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: 
     All of them are in the frame, and ten shown, or `n` in both. With `whole` the frame has every column, and without
     `n` also the runs that have no finite value: last, without a rank.
     """
-
     metric = metrics[0]
     known = [known_as for word in CONTEXT if (known_as := find(word, runs))]
     address = [column for column in ("id", "url") if column in runs.schema]
@@ -931,10 +912,10 @@ def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: 
         [
             Column("#", "#", key=True),
             Column("name", "name", key=True),
-            Column(short(metric), metric, best="max" if descending else "min", key=True),
+            Column(short(metric), metric, best=descending, key=True),
             *(Column(short(column), column, key=column in always) for column in [*metrics[1:], *known]),
         ],
-        rows=shown.height,
+        rows=range(shown.height),
         draw=lambda look: draw_top(shown, metric, spelled(runs, metric, descending), look),
         caption=f"The {shown.height} best runs",
     )
@@ -945,7 +926,6 @@ def top(runs: Runs, metrics: list[str], n: int | None, descending: bool, whole: 
 
 def summary(metric: str, prefix: str = "") -> list[pl.Expr]:
     """n, mean, sample std, min, median and max of the finite values of `metric`, as `{prefix}n`, `{prefix}mean`, ..."""
-
     value = finite(metric)
     statistics = {
         "n": value.count(),
@@ -963,7 +943,6 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: Sequence[bo
 
     `descending` says of each metric whether its highest mean is the best.
     """
-
     points = take(runs, [*by, *metrics, *(column for column in ("name", "url") if column in runs.schema)])
     say_unusable(points, metrics)
     say_nameless(points, by)
@@ -972,17 +951,16 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: Sequence[bo
         pl.len().alias("runs"), *(e for metric in metrics for e in summary(metric, prefix[metric]))
     )
     frame = frame.sort(f"{prefix[metrics[0]]}mean", descending=descending[0], nulls_last=True, maintain_order=True)
-    best = ["max" if highest else "min" for highest in descending]
     titles = [spelled(runs, metric, highest) for metric, highest in zip(metrics, descending, strict=True)]
     order = "highest" if descending[0] else "lowest"
     if metrics[1:]:
         columns = [
-            Column(short(m), f"{m}_mean", std=f"{m}_std", n=f"{m}_n", best=way, key=m == metrics[0])
-            for m, way in zip(metrics, best, strict=True)
+            Column(short(m), f"{m}_mean", std=f"{m}_std", n=f"{m}_n", best=highest, key=m == metrics[0])
+            for m, highest in zip(metrics, descending, strict=True)
         ]
     else:
         columns = [Column(name, name) for name in ("n", "std", "min", "median", "max")]
-        columns.insert(1, Column("mean", "mean", best=best[0], key=True))
+        columns.insert(1, Column("mean", "mean", best=descending[0], key=True))
     return Answer(
         f"{', '.join(metrics)} by {names(by)} ({order} mean {short(metrics[0])} first)",
         frame,
@@ -994,7 +972,6 @@ def group(runs: Runs, by: list[str], metrics: list[str], descending: Sequence[bo
 
 def label(columns: list[str], separator: str = " / ") -> pl.Expr:
     """One text for the values of several columns: `a / b`, null as `-`."""
-
     return pl.concat_str([pl.col(c).cast(pl.String).fill_null("-") for c in columns], separator=separator)
 
 
@@ -1003,7 +980,6 @@ def texts(groups: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
 
     Labels that would be equal, of null and the text "-" for example, get `__2`, as columns of equal spelling do.
     """
-
     frame = groups.select(columns).unique().sort(columns, nulls_last=True).with_columns(label(columns).alias("_label"))
     nth = pl.int_range(1, pl.len() + 1).over("_label")
     again = pl.concat_str("_label", pl.lit("__"), nth)
@@ -1022,41 +998,35 @@ def labelled(groups: pl.DataFrame, columns: list[str], name: str = "_label") -> 
 
 
 def spread(
-    groups: pl.DataFrame, rows: list[str], cols: list[str], best: str | None = None, near: str | None = None
+    groups: pl.DataFrame, rows: list[str], cols: list[str], best: bool | None = None
 ) -> tuple[pl.DataFrame, list[Column]]:
     """From one row per (rows, cols) to one row per `rows`, and how it is shown, the `best` of each column marked.
 
-    The columns are `{label}_mean`, `{label}_std`, `{label}_n`, and `{label}_{near}` if given, per label of `cols`.
+    The columns are `{label}_mean`, `_std`, `_n`, and `_not_told_apart` if `groups` has it, per label of `cols`.
     """
-
-    frame, shown = (
-        groups.select(rows).unique().sort(rows, nulls_last=True),
-        [Column(short(c), c, key=True) for c in rows],
-    )
+    frame = groups.select(rows).unique().sort(rows, nulls_last=True)
+    shown = [Column(short(c), c, key=True) for c in rows]
     marked = labelled(groups, cols)
+    values = [value for value in ("mean", "std", "n", "not_told_apart") if value in groups.columns]
     for name in labels(groups, cols):
-        mean, std, n, *more = (f"{name}_{value}" for value in ("mean", "std", "n", near) if value)
-        shown.append(Column(name, mean, std=std, n=n, best=best, near=more[0] if more else None))
-        cell = marked.filter(pl.col("_label") == name)
-        cell = cell.select(
-            *rows, *(pl.col(value.removeprefix(f"{name}_")).alias(value) for value in (mean, std, n, *more))
-        )
+        of = {value: f"{name}_{value}" for value in values}
+        cell = marked.filter(_label=name).select(*rows, *(pl.col(value).alias(to) for value, to in of.items()))
         frame = frame.join(cell, on=rows, how="left", nulls_equal=True, maintain_order="left")
+        near = of.get("not_told_apart")
+        shown.append(Column(name, of["mean"], std=of["std"], n=of["n"], best=best, near=near))
     return frame, shown
 
 
 def pivot(runs: Runs, rows: list[str], cols: list[str], metric: str, descending: bool) -> Answer:
     """Mean, std and n of `metric` in each cell of rows x cols; the best mean of each column is marked."""
-    if both := [c for c in rows if c in cols]:
-        raise Stop(f"{both[0]} stands in the rows and in the columns. Choose other --rows or --cols.")
     points = take(runs, [*rows, *cols, metric])
     say_unusable(points, [metric])
     say_nameless(points, [*rows, *cols])
-    groups = points.group_by(*rows, *cols).agg(summary(metric)[:3])
-    best, order = ("max", "highest") if descending else ("min", "lowest")
+    groups = points.group_by(*rows, *cols, maintain_order=True).agg(summary(metric)[:3])
+    order = "highest" if descending else "lowest"
     return Answer(
         f"{metric}: {names(rows)} x {names(cols)}, mean ± std (n); the {order} of a column is marked",
-        *spread(groups, rows, cols, best),
+        *spread(groups, rows, cols, descending),
         draw=lambda look: draw_pivot(groups, rows, cols, spelled(runs, metric, descending), descending, look),
         caption=f"{spelled(runs, metric)}: {names(rows)} x {names(cols)}",
     )
@@ -1094,7 +1064,6 @@ def without_labels(points: pl.DataFrame, columns: list[str]) -> list[str]:
 
     What else is unique per run, as a rate that a sweep drew, stays a hyperparameter: to average it were worse.
     """
-
     keys = {c: c.removeprefix("config_").lower() for c in columns if points[c].dtype != pl.Boolean}
     found = {c for c in keys if kind(c) == "config" and LABEL.fullmatch(keys[c]) and not SOURCE.fullmatch(keys[c])}
     rest = [c for c in keys if c not in found]
@@ -1226,7 +1195,6 @@ def compared(
     `points` with `_seed`, an integer for each different seed, null where none is known; and the columns. Says what it
     averages over and leaves out. Raises `Stop` where seeds vary, yet no configuration has two of them.
     """
-
     twice = {named: config for named, config in partners(points.columns).items() if not points[config].null_count()}
     varying = [c for c in hyperparameters(runs) if c in points.columns and c not in dims and points[c].n_unique() > 1]
     over = [c for c in varying if is_seed(c)] if over is None else over
@@ -1278,7 +1246,6 @@ def configurations(points: pl.DataFrame, dims: list[str], config: list[str], sel
     values of `select`, null without any), `diverged` (runs whose `select` is NaN or infinite), `n`, `mean`, `std` of
     the finite values of `metric`, and they as `values`, with their `seeds`.
     """
-
     value = finite(metric)
     return points.group_by(*dims, *config, maintain_order=True).agg(
         *summary(metric)[:3],
@@ -1304,7 +1271,6 @@ def choose(every: pl.DataFrame, dims: list[str], highest: bool) -> pl.DataFrame:
     Out: the chosen rows of `every` with `tied` (how many are as good), and of all of the cell's configurations
     `configurations` (with a mean), `median`, `min`, `max` of their means, `most_seeds`, `any_diverged`.
     """
-
     mean, diverged = pl.col("mean"), pl.col("diverged") > 0
     means = {"configurations": mean.count(), "median": mean.median(), "min": mean.min(), "max": mean.max()}
     overall = every.group_by(dims).agg(most_seeds=distinct_seeds().max(), any_diverged=diverged.sum(), **means)
@@ -1326,12 +1292,10 @@ def sure(chosen: pl.DataFrame, within: list[str], descending: bool) -> pl.DataFr
     comparison; p is that of all of its column. So a p of 0.05 and more can stand beside an interval without 0: one
     such comparison alone would tell the two apart, but not the one that looks best of several.
     """
-
-    rows = chosen.with_row_index("_row").to_dicts()
-    found: list[dict[str, object]] = [{} for _ in rows]
+    rows = chosen.to_dicts()
     cells: dict[tuple[object, ...], list[dict]] = {}
     for row in rows:
-        found[row["_row"]] = dict(zip(("ci_low", "ci_high"), mean_interval(row["values"]), strict=True))
+        row["ci_low"], row["ci_high"] = mean_interval(row["values"])
         if row["n"]:
             cells.setdefault(tuple(row[c] for c in within), []).append(row)
     for members in cells.values():
@@ -1339,12 +1303,12 @@ def sure(chosen: pl.DataFrame, within: list[str], descending: bool) -> pl.DataFr
         others = [row for row in members if row is not best]
         gaps = [difference(row["values"], best["values"], row["seeds"], best["seeds"]) for row in others]
         for row, (gap, low, high, _), p in zip(others, gaps, holm([gap[3] for gap in gaps]), strict=True):
-            found[row["_row"]] |= {"difference": gap, "difference_low": low, "difference_high": high, "p": p}
-            found[row["_row"]]["not_told_apart"] = low is None or low <= 0 <= high
+            row |= {"difference": gap, "difference_low": low, "difference_high": high, "p": p}
+            row["not_told_apart"] = low is None or low <= 0 <= high
     numbers = ("ci_low", "ci_high", "difference", "difference_low", "difference_high", "p")
     types = dict.fromkeys(numbers, pl.Float64) | {"not_told_apart": pl.Boolean}
-    added = pl.DataFrame(found, types).with_columns(pl.col("not_told_apart").fill_null(False))
-    return pl.concat([chosen, added], how="horizontal")
+    added = pl.from_dicts(rows, types) if rows else pl.DataFrame(schema=types)
+    return pl.concat([chosen, added.with_columns(pl.col("not_told_apart").fill_null(False))], how="horizontal")
 
 
 def better(values: Sequence[float], others: Sequence[float], descending: bool) -> float:
@@ -1362,7 +1326,6 @@ def across(chosen: pl.DataFrame, rows: list[str], cols: list[str], metric: str, 
     et al., 2021, "Deep reinforcement learning at the edge of the statistical precipice"). Only data sets where every
     method has a mean count; None with fewer than two of them, or of methods.
     """
-
     if not rows or not cols:
         return None
     there = labelled(labelled(chosen.filter(pl.col("n") > 0), rows, "_row"), cols, "_col")
@@ -1411,7 +1374,6 @@ def best_by(
     Rows are ordered, and the best is marked, among those that are equal in `within`, the data sets; `pivoted` makes
     them the columns of a table. Raises `Stop` where a metric has no finite value at all, or no two seeds meet.
     """
-
     candidates = [c for c in hyperparameters(runs) if c not in (select, metric)]
     points = take(runs, [*dims, *candidates, *(over or []), *(only or []), select, metric])
     say_unusable(points, dict.fromkeys([select, metric]))
@@ -1431,11 +1393,7 @@ def best_by(
     rows = [c for c in dims if c not in within]
     closing = across(chosen, rows, within, metric, descending)
     frame = chosen.drop("values", "seeds", "repeats", "diverged", "any_diverged", "most_seeds", "tied")
-    what, best, near = (
-        f"{metric} of the best configuration by {select}",
-        "max" if descending else "min",
-        "not_told_apart",
-    )
+    what, near = f"{metric} of the best configuration by {select}", "not_told_apart"
     of = f" of its {names(within)}" if within else ""
     notes = []
     if chosen[near].any():
@@ -1446,14 +1404,14 @@ def best_by(
         notes.append(f"No mean ranks: fewer than two {names(within)} have a value of every {names(rows)}.")
     if pivoted:
         title = f"{what}: {names(rows)} x {names(within)}, mean ± std (n) over seeds"
-        wide, columns = spread(chosen, rows, within, best, near)
+        wide, columns = spread(chosen, rows, within, descending)
         notes.append("Without --pivot: the configurations that were chosen, intervals and differences.")
     else:
         title, wide = f"{what}, mean ± std over seeds, 95 % t intervals", frame
         notes += notes_of_choice(chosen, dims, config, f"{'highest' if select_highest else 'lowest'} mean {select}")
         columns = [
             *(Column(short(c), c, key=True) for c in dims),
-            Column(short(metric), "mean", std="std", n="n", best=best, within=tuple(within), near=near),
+            Column(short(metric), "mean", std="std", n="n", best=descending, within=tuple(within), near=near),
             Column("95 % interval", "ci_low", to="ci_high", key=True),
             Column("minus the best", "difference_low", to="difference_high"),
             Column("p", "p"),
@@ -1464,18 +1422,20 @@ def best_by(
         ]
     if closing:
         wide = wide.join(closing.frame, on=rows, how="left", nulls_equal=True, maintain_order="left")
-
-    def draw(look: Look) -> alt.TopLevelMixin:
-        drawn = draw_pivot if pivoted else draw_best
-        return drawn(chosen, rows, within, spelled(runs, metric, descending), descending, look)
-
-    caption = f"{spelled(runs, metric)} of the best configuration by {spelled(runs, select)}"
-    return Answer(title, wide, columns, notes, draw=draw, caption=caption, closing=closing)
+    drawn, heading = draw_pivot if pivoted else draw_best, spelled(runs, metric, descending)
+    return Answer(
+        title,
+        wide,
+        columns,
+        notes,
+        draw=lambda look: drawn(chosen, rows, within, heading, descending, look),
+        caption=f"{spelled(runs, metric)} of the best configuration by {spelled(runs, select)}",
+        closing=closing,
+    )
 
 
 def notes_of_choice(chosen: pl.DataFrame, dims: list[str], config: list[str], how: str) -> list[str]:
     """What was chosen in each cell, from how many, and how far all of them reach, a line for each."""
-
     notes = [f"Chosen by the {how} of a configuration:"]
     for row in chosen.iter_rows(named=True):
         cell = " / ".join(number(row[c]) for c in dims)
@@ -1488,7 +1448,6 @@ def notes_of_choice(chosen: pl.DataFrame, dims: list[str], config: list[str], ho
 
 def warn_of_choice(chosen: pl.DataFrame, dims: list[str], within: list[str], select: str, metric: str) -> None:
     """Warn of what makes the claim weaker than it looks: selection on what is reported or on test data, n, ties."""
-
     if select == metric:
         where = "the same test metric" if "test" in metric else "the same metric"
         say(f"warning: chosen and reported by {where}, {metric}: the best of many looks better than it is. Choose by a")
@@ -1535,7 +1494,6 @@ def association(
     to 999 permutations, of a fixed seed, that reach it. Of other numbers they are Spearman's rho and rho².
     `spearman` is rho of all numbers. `shuffles` keeps the permutations for columns that are set in the same runs.
     """
-
     known = points.select(_x=column, _y=metric).drop_nulls()
     deviation = known["_y"] - known["_y"].mean()
     groups = known.group_by("_x", maintain_order=True).agg(pl.col("_y").mean().alias("mean"), pl.len().alias("n"))
@@ -1565,13 +1523,11 @@ def association(
 
 def importance(runs: Runs, metric: str, descending: bool) -> Answer:
     """How strongly each hyperparameter that varies goes with the metric, most important first."""
-
     columns = [c for c in hyperparameters(runs) if c != metric]
     points = take(runs, [*columns, metric])
     say_unusable(points, [metric])
-    points = points.with_columns(finite(metric)).filter(pl.col(metric).is_not_null())
-    floats = [c for c in columns if points[c].dtype.is_float()]
-    points = points.with_columns(pl.col(floats).fill_nan(None))
+    points = points.with_columns(finite(metric)).drop_nulls(metric)
+    points = points.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))
     varying = [c for c in columns if points[c].drop_nulls().n_unique() > 1]
     seeds = [c for c in varying if is_seed(c)]
     varying = [*without_labels(with_seed(points, seeds), [c for c in varying if c not in seeds]), *seeds]
@@ -1614,7 +1570,6 @@ def sql(runs: Runs, query: str) -> Answer:
 
     Says which of the columns that the query names hold NaN or infinities: SQL's means and sums count them.
     """
-
     tables = {"runs": aliased(replace(runs, frame=runs.frame.select(list(runs.schema))), query)}
     if re.search(r"\bhistory\b", query, re.I):
         tables["history"] = history(runs)
@@ -1634,7 +1589,7 @@ def sql(runs: Runs, query: str) -> Answer:
                 say(f"{column.name}: {n} rows of {name} hold NaN or infinity, which SQL counts in means and sums:")
                 say(f'  WHERE "{column.name}" < 1e308 leaves them out')
     columns = [Column(c, c, key=i == 0) for i, c in enumerate(result.columns)]
-    return Answer(f"{result.height} rows", result, columns, rows=min(ROWS, result.height))
+    return Answer(f"{result.height} rows", result, columns, rows=range(min(ROWS, result.height)))
 
 
 def kind(column: str) -> str:
@@ -1649,7 +1604,6 @@ def kind(column: str) -> str:
 
 def schema(runs: Runs, match: str | None) -> Answer:
     """One row per column of the runs: `column`, `kind`, `type`, `null_share`, `distinct`, `values`, `key` (W&B's)."""
-
     columns = sorted(runs.schema, key=lambda c: ("run", "name", "config", "metric", "json").index(kind(c)))
     if match:
         both = pl.DataFrame({"column": columns, "key": [runs.keys.get(column) for column in columns]})
@@ -1668,24 +1622,14 @@ def schema(runs: Runs, match: str | None) -> Answer:
             shown = ", ".join(map(number, values.unique().sort()))
         else:
             shown = f"{distinct} distinct"
-        rows.append(
-            {
-                "column": column,
-                "kind": kind(column),
-                "type": str(runs.schema[column]).replace("time_unit='us', time_zone='UTC'", "UTC"),
-                "null_share": points[column].null_count() / points.height,
-                "distinct": distinct,
-                "values": shown if len(values) else None,
-                "key": runs.keys.get(column),
-            }
-        )
-    frame = pl.DataFrame(rows, schema_overrides={"values": pl.String, "key": pl.String})
+        dtype = str(runs.schema[column]).replace("time_unit='us', time_zone='UTC'", "UTC")
+        nulls, key = points[column].null_count() / points.height, runs.keys.get(column)
+        rows.append((column, kind(column), dtype, nulls, distinct, shown if len(values) else None, key))
+    texts = dict.fromkeys(("column", "kind", "type", "null_share", "distinct", "values", "key"), pl.String)
+    frame = pl.DataFrame(rows, texts | {"null_share": pl.Float64, "distinct": pl.Int64}, orient="row")
     titles = {"kind": "kind", "type": "type", "null_share": "nulls", "values": "values", "key": "W&B key"}
-    return Answer(
-        f"{len(rows)} columns of {points.height} runs",
-        frame,
-        [Column("column", "column", key=True), *(Column(title, c) for c, title in titles.items())],
-    )
+    columns = [Column("column", "column", key=True), *(Column(title, c) for c, title in titles.items())]
+    return Answer(f"{len(rows)} columns of {points.height} runs", frame, columns)
 
 
 # Learning curves ------------------------------------------------------------------------------------------------------
@@ -1693,7 +1637,6 @@ def schema(runs: Runs, match: str | None) -> Answer:
 
 def history(runs: Runs) -> pl.LazyFrame:
     """The history of just these runs, one row per logged step, from the `_history.parquet` files beside them."""
-
     steps = align([pl.scan_parquet(path, glob=False) for path in history_files(runs).values()])[0]
     here = runs.frame.select("entity", "project", run_id="id")
     return steps.join(here, on=["entity", "project", "run_id"], how="semi", maintain_order="left")
@@ -1715,7 +1658,6 @@ def declared_step(runs: Runs, key: str) -> str | None:
     The client keeps the definitions in the config, `_wandb.m`: a list of its MetricRecord messages by field number: 1
     the name, 2 or a glob, 5 the step metric's place in the list, from 1.
     """
-
     if "_config_json" not in runs.schema:
         return None
     texts = take(runs, ["_config_json"]).select(pl.col("_config_json").str.json_path_match("$._wandb.m")).to_series()
@@ -1741,7 +1683,6 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
     infinities are no points. Beyond `GRID` distinct values of `x` they are binned, equally wide, each run
     averaged inside a bin; a bin stands at its first `x`.
     """
-
     frame = history(runs)
     there = frame.collect_schema()
     y = resolve_key(key, there.names())
@@ -1749,18 +1690,15 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
     if declared in there:
         say(f"Along {declared}, the step metric that the runs declared for {y} (--x chooses another)")
     x = resolve_key(x or (declared if declared in there else "_step"), there.names())
+    run, point = ["entity", "project", "run_id"], pl.col("_x", "_y")
     who = take(runs, ["entity", "project", "id", *by]).rename({"id": "run_id"})
-    lines = frame.select("entity", "project", "run_id", _at=pl.col("_step"), _x=pl.col(x), _y=pl.col(y)).drop_nulls()
-    lines = lines.join(who.lazy(), on=["entity", "project", "run_id"], how="inner")
+    lines = frame.select(*run, _at="_step", _x=x, _y=y).drop_nulls().join(who.lazy(), on=run, how="inner")
     lines = collect(lines, "the history")
-    numbers = lines.with_columns(pl.col("_x", "_y").cast(pl.Float64, strict=False)).filter(
-        pl.all_horizontal(pl.col("_x", "_y").is_finite())
-    )
+    numbers = lines.with_columns(point.cast(pl.Float64, strict=False)).filter(pl.all_horizontal(point.is_finite()))
     if numbers.is_empty():
         raise Stop(f"{y} has no finite value along {x} in the history of these runs.", 1)
     if dropped := lines.height - numbers.height:
         say(f"{y}: {dropped} of {lines.height} points are no finite numbers; left out")
-    run = ["entity", "project", "run_id"]
     distinct = numbers.select(pl.struct(run).n_unique()).item()
     if distinct < who.height:
         say(f"{who.height - distinct} of {who.height} runs have no {y} in the history")
@@ -1773,9 +1711,8 @@ def curves(runs: Runs, key: str, by: list[str], x: str | None, smooth: float) ->
         numbers = numbers.with_columns(pl.col("_x").min().over(bin_))
     numbers = numbers.group_by(*run, *by, "_x", maintain_order=True).agg(pl.col("_y").mean())
     say_nameless(who, by)
-    if not by:
-        numbers = numbers.with_columns(all=pl.lit("all"))
     groups = by or ["all"]
+    numbers = numbers if by else numbers.with_columns(all=pl.lit("all"))
     stats = numbers.group_by(*groups, "_x", maintain_order=True).agg(summary("_y")[:3])
     if there[x].is_integer():
         stats = stats.with_columns(pl.col("_x").cast(pl.Int64))
@@ -1803,7 +1740,6 @@ MORE_ROOM = "A wider terminal (COLUMNS=N) or -o FILE shows all."
 
 def left_aligned(answer: Answer, column: Column) -> bool:
     """Whether the column holds words, not numbers."""
-
     return answer.frame[column.value].dtype in (pl.String, pl.Boolean)
 
 
@@ -1832,28 +1768,24 @@ def with_error(value: float, std: float) -> str:
     return f"({mean} ± {spread})e{power:+03d}" if power else f"{mean} ± {spread}"
 
 
-def cells(answer: Answer, column: Column, rows: list[int] | None = None) -> tuple[list[str], list[bool]]:
+def cells(answer: Answer, column: Column, rows: Sequence[int] | None = None) -> tuple[list[str], list[bool]]:
     """The texts of a shown column, in all rows or in these, and which of them are the best of all rows."""
-
     best = pl.lit(False)
-    if column.best:
+    if column.best is not None:
         value = finite(column.value)
-        best = value == (value.max() if column.best == "max" else value.min()).over(column.within or pl.lit(0))
+        best = value == (value.max() if column.best else value.min()).over(column.within or pl.lit(0))
     frame = answer.frame.with_columns(_best=best.fill_null(False))
     frame = frame if rows is None else frame[rows]
-    texts = [number(value) for value in frame[column.value]]
-    if column.to:
-        ends = zip(texts, frame[column.to], strict=True)
-        texts = ["-" if low == "-" else f"[{low}, {number(high)}]" for low, high in ends]
-    if column.std:
-        parts = zip(texts, frame[column.value], frame[column.std], strict=True)
-        texts = [text if std is None else with_error(value, std) for text, value, std in parts]
-    if column.n:
-        counts = zip(texts, frame[column.n], strict=True)
-        texts = [text if n is None else f"{text} (n={n})" for text, n in counts]
-    if column.near:
-        texts = [f"≈ {text}" if near else text for text, near in zip(texts, frame[column.near], strict=True)]
-    return texts, frame["_best"].to_list()
+
+    def cell(value: object, to: float | None, std: float | None, n: int | None, near: bool | None) -> str:
+        text = number(value) if std is None else with_error(value, std)
+        text = text if to is None else f"[{text}, {number(to)}]"
+        text = text if n is None else f"{text} (n={n})"
+        return f"≈ {text}" if near else text
+
+    needed = (column.value, column.to, column.std, column.n, column.near)
+    parts = [frame[name] if name else [None] * frame.height for name in needed]
+    return [cell(*values) for values in zip(*parts, strict=True)], frame["_best"].to_list()
 
 
 def cut(text: str, width: int) -> str:
@@ -1874,7 +1806,7 @@ def fit(answer: Answer, texts: dict[Column, list[str]], width: int) -> tuple[dic
     from rich.cells import cell_len
 
     widths = {c: max(map(cell_len, [number(c.title), *texts[c]])) + GAP for c in answer.columns}
-    metric = next((c for c in answer.columns if c.best), None)
+    metric = next((c for c in answer.columns if c.best is not None), None)
     shown = [c for c in answer.columns if c.key or c is metric]
     words = [c for c in shown if left_aligned(answer, c)]
     full = dict(widths)
@@ -1915,15 +1847,13 @@ def print_answer(answer: Answer) -> None:
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10**6
     height = answer.frame.height
-    rows = answer.rows if isinstance(answer.rows, list) else list(range(height if answer.rows is None else answer.rows))
+    rows = range(height) if answer.rows is None else answer.rows
     texts, best = {}, {}
     for column in answer.columns:
-        made, best[column] = cells(answer, column, rows)
+        texts[column], best[column] = cells(answer, column, rows)
         # Colour would be lost in a pipe. The column that orders the rows needs no mark: its best stands on top.
-        marked = bool(column.within) or not column.key
-        texts[column] = [
-            f"* {text}" if star and marked else text for text, star in zip(made, best[column], strict=True)
-        ]
+        if column.within or not column.key:
+            texts[column] = [f"* {t}" if star else t for t, star in zip(texts[column], best[column], strict=True)]
     shown, notes = fit(answer, texts, width)
     if len(rows) < height:
         notes.append(f"{len(rows)} of {height} rows shown; -o FILE has all.")
@@ -1954,7 +1884,6 @@ def print_answer(answer: Answer) -> None:
 
 def unnested(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with nested columns as JSON text, which CSV can hold."""
-
     nested = [c for c, dtype in frame.schema.items() if dtype.is_nested()]
     return frame.with_columns(pl.Series(c, [json.dumps(v, default=str) for v in frame[c].to_list()]) for c in nested)
 
@@ -2593,8 +2522,7 @@ def part(answer: Answer | Stop) -> str:
     name = re.sub(r"\W+", "_", answer.title)[:100]
     data = base64.b64encode(unnested(answer.frame).write_csv().encode()).decode()
     link = f'<p class=save><a download="{name}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>\n'
-    rows = list(range(answer.rows)) if isinstance(answer.rows, int) else answer.rows
-    table = html_table(answer if rows is None else replace(answer, frame=answer.frame[rows]))
+    table = html_table(answer if answer.rows is None else replace(answer, frame=answer.frame[answer.rows]))
     drawn = figure(answer.title, picture(answer.draw, "", Look(), 1)[0]) if answer.draw else ""
     return f"<div class=table>{table}</div>\n{link}{drawn}{part(answer.closing) if answer.closing else ''}"
 
@@ -2796,7 +2724,6 @@ LOOKS = "--title --width --height --log --no-band"
 GOES_WITH = {
     LOOKS: "--plot",
     "--plot": "--top --group-by --pivot --best-by --curves",
-    "--at-best": "--top --group-by --pivot --best-by --importance --schema --sql",
     "--metrics": "--top --group-by",
     "--rows --cols": "--pivot --best-by",
     "--over --ignore --config": "--best-by",
