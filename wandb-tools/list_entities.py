@@ -210,7 +210,8 @@ def start_client(seconds: int) -> str:
         setup = pool.submit(wandb.setup, settings=settings)  # the sidecar starts while the rest is imported
         importlib.import_module("wandb.apis.public")
         pool.submit(lambda: [importlib.import_module(name) for name in IMPORTED_AHEAD])
-        return os.environ.get("WANDB_BASE_URL") or setup.result().settings.base_url
+        started = setup.result()  # before stderr is given back, which the sidecar would inherit
+        return os.environ.get("WANDB_BASE_URL") or started.settings.base_url
     finally:
         os.dup2(stderr, 2)
 
