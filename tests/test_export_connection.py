@@ -140,11 +140,11 @@ def test_a_storm_of_rate_limits_and_faults_loses_nothing(server, folder, interce
     stormy = True
 
     def check(operation, *_):
-        if stormy and operation != "Viewer" and dice.random() < 0.5:
+        if stormy and operation != "Viewer" and dice.random() < 0.4:
             raise failure(dice.choice(faults))
 
     intercept(check)
-    good(export(server, folder, "-p", "p", "--include-history", speed=50))
+    good(export(server, folder, "-p", "p", "--include-history", speed=25))
     stormy = False
     clean = folder.parent / "clean"
     good(export(server, clean, "-p", "p", "--include-history"))
