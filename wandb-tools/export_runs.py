@@ -1856,29 +1856,33 @@ def read_run_logs(logs: list[Log], damage: dict[Path, str]) -> dict[str, Any]:
 def read_logged(logs: list[Log]) -> Iterator[list[dict[str, Any]]]:
     """What a run logged, in lists of some thousand rows as W&B gives them, with steps as in `read_run_logs`."""
     step, held = -1, 0
-    rows: list[dict[str, Any]] = []
-    keys: set[Any] = set()
-    spelled = functools.cache(json.dumps)
+    texts: list[str] = []  # rows as JSON, but for
+    nested: list[tuple[int, Sequence[str], str]] = []  # values with a path of several keys
+    names: dict[Any, str] = {}  # every key so far, as JSON
+
+    def rows() -> list[dict[str, Any]]:
+        decoded = BY_NAME.decode(f"[{','.join(texts)}]")
+        for row, path, text in nested:
+            put(decoded[row], path, BY_NAME.decode(text))
+        return decoded
+
     for record in (record for log in logs for record in read_log(log.path, {}) if record.HasField("history")):
         step = max(step + 1, record.history.step.num)
-        nested, texts = dict[str, Any](), []
+        values = []
         for item in record.history.item:
             path = item.nested_key
-            if len(path) == 1:
-                texts.append(f"{spelled(path[0])}:{item.value_json}")
+            if len(path) > 1:
+                nested.append((len(texts), path, item.value_json))
+                names[*path] = ""
             else:
-                put(nested, path or [item.key], BY_NAME.decode(item.value_json))
-                keys.add(tuple(path))
-        row = BY_NAME.decode("{" + ",".join(texts) + "}")
-        put(row, [], nested)
-        row["_step"] = step
-        keys.update(row)
-        rows.append(row)
+                key = path[0] if path else item.key
+                values.append(f"{names.get(key) or names.setdefault(key, json.dumps(key))}:{item.value_json}")
+        texts.append("{" + ",".join([*values, f'"_step":{step}']) + "}")
         held += len(record.history.item)
-        if held > LOGGED_VALUES or len(rows) * len(keys) > HISTORY_CELLS:
-            yield rows
-            rows, held = [], 0
-    yield rows
+        if held > LOGGED_VALUES or len(texts) * len(names) > HISTORY_CELLS:
+            yield rows()
+            texts, nested, held = [], [], 0
+    yield rows()
 
 
 def recorded_projects(
