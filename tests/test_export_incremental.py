@@ -191,6 +191,21 @@ def test_a_large_project_after_twenty_changes(server, folder, tmp_path):
     assert_like_a_full_export(server, folder, tmp_path / "full")
 
 
+def test_a_project_that_outgrew_what_is_known_of_it(server, folder, tmp_path):
+    """Few runs are on disk: the listing is split by time, and many runs of one second are all in it."""
+    server.add_run(TEAM, "p", created_at=iso(1_600_000_000))
+    good(export(server, folder, "-p", "p"))
+    server.fill(TEAM, "p", 1500, 10, 5)
+    for run in server.runs(TEAM, "p")[600:1200]:
+        server.update_run(TEAM, "p", run.id, created_at=iso(1_760_000_000))
+    server.stats.reset()
+    good(export(server, folder, "-p", "p"))
+    assert server.stats.requests["CountRuns"] >= 1
+    assert server.stats.requests["ListRuns"] >= 3
+    assert metadata(folder, "p")["export"]["not_listed"] == 0
+    assert_like_a_full_export(server, folder, tmp_path / "full")
+
+
 def test_nothing_changed(server, folder):
     server.fill(TEAM, "p", 300, 5, 5)
     good(export(server, folder, "-p", "p"))

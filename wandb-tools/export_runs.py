@@ -1064,7 +1064,10 @@ class Listing:
         self.seen: dict[str, set[str]] = {}  # cursors, by window
 
     def run(self, windows: Iterable[dict[str, Any]], most: int = LARGEST_PAGE, probe: bool = True) -> Listing:
-        """Ask for the pages of these windows, at most so many runs each. Raises as `Connection.ask` does."""
+        """Ask for the pages of these windows. A first page of less than LARGEST_PAGE runs says how to split the rest.
+
+        Raises as `Connection.ask` does.
+        """
         pages = (functools.partial(self.page, w, None, most, probe and not i) for i, w in enumerate(windows))
         run_jobs(self.project, pages)
         return self
@@ -1104,7 +1107,7 @@ class Listing:
             project.progress.expect(self.total if self.full else 0)
         jobs: list[Job] = []
         if cursor := next_cursor(reply["runs"], self.seen.setdefault(json.dumps(window), set())):
-            newest = reply["newest"]["edges"][0]["node"] if probe and self.full else None
+            newest = reply["newest"]["edges"][0]["node"] if probe and most < LARGEST_PAGE else None
             start, end = second(nodes[-1] if nodes else None), second(newest)
             if start is None or end is None:
                 jobs.append(functools.partial(self.page, window, cursor))
@@ -1145,7 +1148,7 @@ class Listing:
           project(name: $project, entityName: $entity) {{ {asked} }} }}"""
         filters = {f"s{i}": all_of([*project.args.filters, created(a, b)]) for i, (a, b) in enumerate(slices)}
         counts = list(project.ask(query, filters).values())
-        pages = -(-sum(counts) // project.sizes[True])  # a window each where they are few
+        pages = -(-sum(counts) // (project.sizes[True] if self.full else LISTED))  # a window each where they are few
         windows = pages if pages < 2 * project.args.workers else project.args.workers
         share = max(FIRST_PAGE, -(-sum(counts) // max(1, windows)))
         jobs: list[Job] = []
@@ -1214,7 +1217,8 @@ def list_runs(project: Project, known: Iterable[Print], full: bool) -> dict[str,
     """Run id -> fingerprint of every run that the filters let through.
 
     A `full` pass fetches the runs at once, page by page. A light listing, without config and summary, is for projects
-    of which runs are known: it comes in windows cut where their times say. Either is held against W&B's own count.
+    of which runs are known: it comes in windows cut where their times say, or after a first page, as a full pass, where
+    they are few. Either is held against W&B's own count.
     """
     if full:
         listing = Listing(project, True).run([{}], FIRST_PAGE)
@@ -1222,7 +1226,8 @@ def list_runs(project: Project, known: Iterable[Print], full: bool) -> dict[str,
         times = sorted((print_[CREATED] or 0) // 1_000_000 for print_ in known)
         pieces = min(project.args.workers, -(-len(times) // LISTED))
         edges = sorted({times[len(times) * i // pieces] for i in range(1, pieces)})
-        listing = Listing(project, False).run(created(a, b) for a, b in itertools.zip_longest([None, *edges], edges))
+        windows = [created(a, b) for a, b in itertools.zip_longest([None, *edges], edges)]
+        listing = Listing(project, False).run(windows, LARGEST_PAGE if edges else LISTED)
     prints, total = listing.prints, listing.total
     if len(prints) < total:  # once more, in one window: some went meanwhile, or have no time of creation
         again = Listing(project, False).run([{}])
