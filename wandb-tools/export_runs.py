@@ -156,12 +156,13 @@ def finish(main: Callable[[], int]) -> NoReturn:
             print(flush=True)  # one more byte, for what failed may be gone from the buffer
         except BrokenPipeError:  # it was the reader of our results, `head` for example, who has seen enough
             code, words = 0, ""
-    except (MemoryError, RuntimeError, ImportError) as error:
-        if not isinstance(error, MemoryError) and not re.search("new thread|map segment|allocate", str(error)):
-            raise
-        code, words = 1, "error: there is not enough memory for this. Take fewer runs at once, or allow more."
     except OSError as error:
         code, words = 1, f"error: {error.filename or 'the system'}: {error.strerror or error}"
+    except BaseException as error:  # a panic of Polars is no Exception
+        lack = "new thread|spawn thread|map segment|allocate"
+        if not isinstance(error, MemoryError) and not re.search(lack, str(error)):
+            raise
+        code, words = 1, "error: there is not enough memory for this. Take fewer runs at once, or allow more."
     if words:
         say(words)
     for stream in (sys.stdout, sys.stderr):
