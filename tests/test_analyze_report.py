@@ -327,7 +327,7 @@ def test_many_runs_are_thinned_with_a_word(call, tmp_path):
     ran = call(tmp_path, write_runs(tmp_path / "lab_demo_runs.parquet", rows), "-m", "test/mse", "--report", "r.html")
     assert ran.code == 0, ran.err
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "One in 3 of 2400 runs is drawn; the means are of all" in text
+    assert "Of 2400 runs each picture shows at most 1000; the means are of all" in text
 
 
 @pytest.mark.parametrize(
@@ -383,3 +383,11 @@ def test_projects_and_what_varied_are_counted(tmp_path):
     assert "config_out_dir" not in values, "a label"
     assert "constant=7" in answer.notes[0]
     assert pl.DataFrame(answer.frame)["distinct"].max() == 144
+
+
+def test_thinned_groups_say_so_whichever_metric_has_fewer_values(call, tmp_path):
+    rows = [run_row(i, metric_val_loss=1.0 + i if i < 900 else None, metric_test_mse=i + 1.0) for i in range(2400)]
+    path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
+    ran = call(tmp_path, path, "-g", "state", "-m", "test/mse", "-m", "val/loss", "--plot", "g.svg")
+    assert ran.code == 0, ran.err
+    assert "one in 3 runs drawn" in (tmp_path / "g.svg").read_text(encoding="utf-8")

@@ -2231,6 +2231,7 @@ def draw_groups(
 ) -> alt.TopLevelMixin:
     """The runs of each group as points over their median and middle half, the mean as a diamond; a panel per metric."""
     means, runs = {}, {}
+    every = max(1, -(-points.height // THINNED))  # in all panels the same, for it is said once
     for metric, title in zip(metrics, titles, strict=True):
         known = labelled(points, by, "_row").with_columns(finite(metric)).drop_nulls(metric)
         known = known.drop(m for m in metrics if m != metric)
@@ -2239,7 +2240,6 @@ def draw_groups(
         half = {end: pl.quantile(metric, share, "linear") for end, share in (("_from", 0.25), ("_to", 0.75))}
         found = known.group_by("_row").agg(*summary(metric), **half)
         means[title] = found.with_columns(_x="mean", _best=best, _what=what)
-        every = -(-known.height // THINNED)
         known = known.filter(pl.col("_row").is_in(order[:MOST])).gather_every(every)
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
         spread = (pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5
@@ -2577,8 +2577,8 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: Callable[[],
             along = functools.partial(draw_along, points.drop_nulls(c), c, metric, spelled(runs, metric))
             draw = along if points[c].dtype.is_numeric() else ask(group_by=c).draw  # names read better as rows
             drawn += figure(f"{metric} along {c}", picture(draw, "", Look(), 1)[0])
-        if (one_in := -(-points.height // THINNED)) > 1:
-            drawn += f"<p>One in {one_in} of {points.height} runs is drawn; the means are of all.</p>"
+        if points.height > THINNED:
+            drawn += f"<p>Of {points.height} runs each picture shows at most {THINNED}; the means are of all.</p>"
         return f"{part(answer)}<div class=row>{drawn}</div>\n"
 
     def careful() -> str:

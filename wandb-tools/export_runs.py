@@ -999,9 +999,9 @@ def merge(project: Project, sources: list[Runs], winners: dict[str, tuple[int, i
         written: Future[Any] = pool.submit(int)  # nothing yet
         created_at = {run: sources[s].prints[row][CREATED] or 0 for run, (s, row) in winners.items()}
         for block in batched(sorted(winners, key=lambda run: (created_at[run], run)), BLOCK):
-            tables = {group: read(*group) for group in dict.fromkeys(places[run][0] for run in block)}
+            tables = {place: read(*place) for place in dict.fromkeys(places[run][0] for run in block)}
             firsts = dict(zip(tables, itertools.accumulate(map(len, tables.values()), initial=0)))  # noqa: B905
-            rows = [firsts[group] + row for group, row in map(places.__getitem__, block)]
+            rows = [firsts[place] + row for place, row in map(places.__getitem__, block)]
             table = pa.concat_tables(tables.values())
             in_place = rows == list(range(rows[0], rows[0] + len(rows)))  # then nothing is copied
             table = table.slice(rows[0], len(rows)) if in_place else table.take(rows)
