@@ -388,6 +388,6 @@ def test_projects_and_what_varied_are_counted(tmp_path):
 def test_thinned_groups_say_so_whichever_metric_has_fewer_values(call, tmp_path):
     rows = [run_row(i, metric_val_loss=1.0 + i if i < 900 else None, metric_test_mse=i + 1.0) for i in range(2400)]
     path = write_runs(tmp_path / "lab_demo_runs.parquet", rows)
-    ran = call(tmp_path, path, "-g", "state", "-m", "test/mse", "-m", "val/loss", "--plot", "g.svg")
+    ran = call(tmp_path, path, "-g", "state", "--metrics", "test/mse,val/loss", "--plot", "g.svg")
     assert ran.code == 0, ran.err
     assert "one in 3 runs drawn" in (tmp_path / "g.svg").read_text(encoding="utf-8")

@@ -2231,7 +2231,8 @@ def draw_groups(
 ) -> alt.TopLevelMixin:
     """The runs of each group as points over their median and middle half, the mean as a diamond; a panel per metric."""
     means, runs = {}, {}
-    every = max(1, -(-points.height // THINNED))  # in all panels the same, for it is said once
+    counts = points.select(map(finite, metrics)).count().row(0)
+    every = max(1, -(-max(counts) // THINNED))  # in all panels the same, for it is said once
     for metric, title in zip(metrics, titles, strict=True):
         known = labelled(points, by, "_row").with_columns(finite(metric)).drop_nulls(metric)
         known = known.drop(m for m in metrics if m != metric)
