@@ -2108,7 +2108,7 @@ INK = "luminance(scale('color', datum.mean)) < 0.179 ? 'white' : 'black'"
 CM = 72 / 2.54  # points; a point is Vega's pixel in .pdf, and 1/72 inch of every other picture
 COLUMN, PAGE, TALLEST = 8.5, 17.5, 23.0  # cm: a paper's column and page are as wide, and a page as high
 MOST = 80  # rows of a picture that can still be read on a page
-THINNED = 1000  # runs that are drawn as points; of more every n-th is
+THINNED = 1000  # runs that are drawn as points, about; of more every n-th of each group is
 
 
 @dataclass(frozen=True)
@@ -2241,7 +2241,9 @@ def draw_groups(
         half = {end: pl.quantile(metric, share, "linear") for end, share in (("_from", 0.25), ("_to", 0.75))}
         found = known.group_by("_row").agg(*summary(metric), **half)
         means[title] = found.with_columns(_x="mean", _best=best, _what=what)
-        known = known.filter(pl.col("_row").is_in(order[:MOST])).gather_every(every)
+        # Evenly over the values of each group: in the order of the runs, sweeps would lose some groups whole.
+        drawn = (pl.col(metric).rank("ordinal").over("_row") - 1) % every == 0
+        known = known.filter(pl.col("_row").is_in(order[:MOST]), drawn)
         # The golden ratio spreads the points of a group evenly over its height, and the same way every time.
         spread = (pl.int_range(pl.len()).over("_row") * 0.618034) % 1 - 0.5
         runs[title] = known.with_columns(_x=metric, _y=spread)
@@ -2481,7 +2483,8 @@ def draw_along(points: pl.DataFrame, column: str, metric: str, title: str, look:
     means = points.group_by(column).agg(pl.col(metric).mean(), pl.len().alias("n")).sort(column)
 
     def drawn(frame: pl.DataFrame) -> alt.Chart:
-        frame = frame.gather_every(-(-frame.height // THINNED)).with_columns(_x=column, _y=metric)
+        frame = frame.sort(column, metric).gather_every(-(-frame.height // THINNED))  # evenly, see `draw_groups`
+        frame = frame.with_columns(_x=column, _y=metric)
         x, y = alt.X("_x:Q", **measured(look, short(column), points, column)), measured(look, title, points, metric)
         return alt.Chart(frame).encode(x, alt.Y("_y:Q", **y), **pointer(frame))
 
@@ -2579,7 +2582,7 @@ def report(every: Runs, runs: Runs, args: argparse.Namespace, said: Callable[[],
             draw = along if points[c].dtype.is_numeric() else ask(group_by=c).draw  # names read better as rows
             drawn += figure(f"{metric} along {c}", picture(draw, "", Look(), 1)[0])
         if points.height > THINNED:
-            drawn += f"<p>Of {points.height} runs each picture shows at most {THINNED}; the means are of all.</p>"
+            drawn += f"<p>Of {points.height} runs each picture shows at most about {THINNED}; the means are of all.</p>"
         return f"{part(answer)}<div class=row>{drawn}</div>\n"
 
     def careful() -> str:
